@@ -1,0 +1,53 @@
+//! The signal that ends an open connection from outside: policy changed, the pod is gone, the agent drains.
+
+use tokio::sync::oneshot;
+
+/// Why an open connection was ended by the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CutReason {
+    /// A check by newer policy denied it.
+    Denied(mesh_core::authorize::DenyReason),
+    /// The pod is gone.
+    PodGone,
+    /// The agent's drain time is over.
+    Drain,
+    /// The peer's or our certificate ended, or its root is no longer trusted.
+    IdentityEnded,
+}
+
+/// Held by the connection: resolves when it has to end, never when nobody will ask.
+#[derive(Debug)]
+pub struct Cut(Option<oneshot::Receiver<CutReason>>);
+
+/// Held by whoever may end the connection.
+#[derive(Debug)]
+pub struct CutHandle(oneshot::Sender<CutReason>);
+
+impl Cut {
+    /// A connected pair.
+    pub fn pair() -> (CutHandle, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (CutHandle(sender), Self(Some(receiver)))
+    }
+
+    /// Waits for the signal. Cancel-safe.
+    pub async fn wait(&mut self) -> CutReason {
+        match &mut self.0 {
+            Some(receiver) => match receiver.await {
+                Ok(reason) => reason,
+                Err(_) => {
+                    self.0 = None;
+                    std::future::pending().await
+                }
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl CutHandle {
+    /// Ends the connection; false when it had ended already.
+    pub fn cut(self, reason: CutReason) -> bool {
+        self.0.send(reason).is_ok()
+    }
+}

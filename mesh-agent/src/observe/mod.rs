@@ -1,0 +1,1 @@
+//! Stage 7: exactly one record a connection.

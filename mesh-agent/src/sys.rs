@@ -1,0 +1,1 @@
+//! Every system call that needs `unsafe` or enters another network namespace, and nothing else.

@@ -1,0 +1,128 @@
+//! The kernel ABI: map keys, map values and constants that the eBPF programs and the agent share.
+//!
+//! Every struct is `repr(C)`, has no implicit padding and a size that the tests pin, because hash-map keys are compared
+//! byte by byte. Addresses are 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` ([`Addr`]); ports are host order.
+
+#![no_std]
+
+mod reasons;
+
+pub use reasons::{REASONS, Reason};
+
+/// Port of the agent's listener for redirected outbound connections, in each enrolled pod's network namespace.
+pub const PORT_OUTBOUND: u16 = 15001;
+/// Port of the agent's listener for inbound plaintext, in each enrolled pod's network namespace.
+pub const PORT_INBOUND: u16 = 15006;
+/// Port of the agent's listener for inbound mutual TLS, in each enrolled pod's network namespace.
+pub const PORT_MTLS: u16 = 15008;
+
+/// Redirected IPv4 connections go to 127.128.0.0/9: the low 23 bits are a fresh token that finds the original destination.
+pub const ORIG_TOKEN_PREFIX: u32 = 0x7f80_0000;
+/// Bits of [`ORIG_TOKEN_PREFIX`] that are the token.
+pub const ORIG_TOKEN_MASK: u32 = 0x007f_ffff;
+/// The agent dials an IPv4 application from 127.64.0.0/10: the low 22 bits are a fresh token that finds the true client.
+pub const CLIENT_TOKEN_PREFIX: u32 = 0x7f40_0000;
+/// Bits of [`CLIENT_TOKEN_PREFIX`] that are the token.
+pub const CLIENT_TOKEN_MASK: u32 = 0x003f_ffff;
+
+/// Listener slots of one pod in the `LISTENERS` sockmap; a pod's first is `index * LISTENERS_PER_POD`.
+pub const LISTENERS_PER_POD: u32 = 4;
+/// The most enrolled pods on a node.
+pub const MAX_PODS: u32 = 1024;
+
+/// Slot of a listener within its pod's group in `LISTENERS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerSlot {
+    /// IPv4, plaintext (15006).
+    InboundV4 = 0,
+    /// IPv6, plaintext (15006).
+    InboundV6 = 1,
+    /// IPv4, mutual TLS (15008).
+    MtlsV4 = 2,
+    /// IPv6, mutual TLS (15008).
+    MtlsV6 = 3,
+}
+
+/// An address in network order; IPv4 is v4-mapped.
+pub type Addr = [u8; 16];
+
+/// Value of `PODS` (key: cgroup id, u64): what the kernel knows of one pod. A cgroup without an entry is unclassified.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// The pod's IPv4 address, v4-mapped; all zero when it has none.
+    pub addr4: Addr,
+    /// The pod's IPv6 address; all zero when it has none.
+    pub addr6: Addr,
+    /// The pod's index: names its slots in `LISTENERS`.
+    pub index: u32,
+    /// [`POD_ENROLLED`] or 0.
+    pub flags: u32,
+}
+
+/// Flag of [`Pod`]: connections of this pod are redirected to the agent.
+pub const POD_ENROLLED: u32 = 1;
+
+/// Key of `ORIG_DST`: names one redirected connection until the agent has accepted it.
+/// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` and `port` are the client's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OrigKey {
+    /// Cookie of the network namespace that the connection is made in.
+    pub netns_cookie: u64,
+    /// See above.
+    pub addr: Addr,
+    /// See above.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+
+/// Value of `ORIG_DST`, and of the client record: an address and a port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub addr: Addr,
+    /// The port, host order.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Key of `CLIENTS`: the address and port that the agent dials an application from.
+/// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` is `::1` and `port` the allocated port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientKey {
+    /// Cookie of the application's network namespace.
+    pub netns_cookie: u64,
+    /// See above.
+    pub addr: Addr,
+    /// See above.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+
+/// Value of the `SOCKETS` socket storage: what a redirected or accepted socket shows instead of its real peer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// What `getpeername()` and `accept()` answer.
+    pub peer: Endpoint,
+    /// One of the `SOCKET_*` kinds.
+    pub kind: u32,
+    /// For an outbound socket: its key in `ORIG_DST` (`addr` filled at connect, IPv6 source filled at SYN time).
+    pub key: OrigKey,
+    /// What `getsockname()` answers instead of a loopback address; all zero: the kernel's answer is true.
+    pub local: Addr,
+}
+
+/// [`Socket::kind`]: outbound, redirected to the agent.
+pub const SOCKET_OUTBOUND: u32 = 1;
+/// [`Socket::kind`]: accepted by an application from the agent.
+pub const SOCKET_INBOUND: u32 = 2;

@@ -1,0 +1,62 @@
+//! Why a program returned: one counter each in the per-CPU array `REASONS`, exported as `ferromesh_kernel_decisions_total`.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// The outcome of one run of a kernel program; the discriminant is the index in `REASONS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason { $($(#[$doc])* $variant,)+ }
+
+        /// Every reason with its metric label, in index order.
+        pub const REASONS: &[(Reason, &str)] = &[$((Reason::$variant, $name),)+];
+    };
+}
+
+reasons! {
+    /// connect: redirected to the agent.
+    ConnectRedirected = "connect_redirected",
+    /// connect: the caller is in the node's own network namespace.
+    ConnectNodeNetns = "connect_node_netns",
+    /// connect: no pod cgroup above the caller has an entry.
+    ConnectUnclassified = "connect_unclassified",
+    /// connect: the pod is not enrolled.
+    ConnectNotEnrolled = "connect_not_enrolled",
+    /// connect: not TCP.
+    ConnectNotTcp = "connect_not_tcp",
+    /// connect: loopback.
+    ConnectLoopback = "connect_loopback",
+    /// connect: the pod's own address.
+    ConnectOwnAddress = "connect_own_address",
+    /// connect: link-local, multicast, unspecified or metadata address.
+    ConnectNeverRedirected = "connect_never_redirected",
+    /// connect: the caller is in another network namespace than its pod.
+    ConnectForeignNetns = "connect_foreign_netns",
+    /// connect: the socket's storage could not be made; refused.
+    ConnectNoStorage = "connect_no_storage",
+    /// connect: no free token after several draws; refused.
+    ConnectNoToken = "connect_no_token",
+    /// connect: `bpf_bind` to the pod's address failed; getsockname is answered by the hook instead.
+    ConnectBindFailed = "connect_bind_failed",
+    /// sock_ops: an original destination was published.
+    OrigDstPublished = "orig_dst_published",
+    /// sock_ops: the map of original destinations is full or the key is taken; the agent will reset the connection.
+    OrigDstFull = "orig_dst_full",
+    /// sock_ops: a record was removed because the client closed before the agent accepted.
+    OrigDstAbandoned = "orig_dst_abandoned",
+    /// sock_ops: the true client was moved to the accepted socket.
+    ClientMoved = "client_moved",
+    /// sock_ops: the accepted socket's storage could not be made.
+    ClientNoStorage = "client_no_storage",
+    /// sk_lookup: assigned to the mutual TLS listener.
+    LookupMtls = "lookup_mtls",
+    /// sk_lookup: assigned to the plaintext listener.
+    LookupPlain = "lookup_plain",
+    /// sk_lookup: loopback or the pod's own address.
+    LookupLocal = "lookup_local",
+    /// sk_lookup: a listener slot is empty; dropped.
+    LookupEmptySlot = "lookup_empty_slot",
+    /// getpeername: answered with the true peer.
+    PeernameAnswered = "peername_answered",
+    /// getsockname: answered with the true local address.
+    SocknameAnswered = "sockname_answered",
+}

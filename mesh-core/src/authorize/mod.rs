@@ -1,0 +1,172 @@
+//! May this peer open a connection to that workload's port? [`decide`] answers for the agent at both ends, for open
+//! connections when policy changes, and for `meshctl explain`.
+//!
+//! Order: mTLS mode, DENY policies, ALLOW policies (any ALLOW policy makes the default deny), AUDIT policies.
+//! A policy that a workload names but the snapshot does not hold denies: it cannot be known what it says.
+
+mod matching;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::identity::SpiffeId;
+use crate::model::{Action, MtlsMode, PolicyName, Workload};
+use crate::snapshot::Snapshot;
+
+/// Who is at the other end of a connection. Absence carries its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// An identity proven by a certificate, or, at the source, by the kernel's objects.
+    Authenticated(SpiffeId),
+    /// Nobody proved anything.
+    Plain(PlainReason),
+}
+
+/// Why a peer has no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PlainReason {
+    /// It spoke plaintext to the pod.
+    NotMeshed,
+}
+
+impl Peer {
+    /// The identity, if there is one.
+    pub fn identity(&self) -> Option<&SpiffeId> {
+        match self {
+            Self::Authenticated(id) => Some(id),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Who asks.
+    pub peer: &'a Peer,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The workload that is asked.
+    pub workload: &'a Workload,
+    /// The application's port.
+    pub port: u16,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on. `by` names the ALLOW policy that matched, or is `None` when no ALLOW policy selects the workload.
+    Allow {
+        /// The policy.
+        by: Option<PolicyName>,
+        /// AUDIT policies that matched.
+        audit: Vec<PolicyName>,
+    },
+    /// Refuse.
+    Deny(DenyReason),
+}
+
+impl Verdict {
+    /// Whether the connection may go on.
+    pub fn is_allow(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+}
+
+/// Why a connection is refused; the text is what logs and `meshctl explain` show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DenyReason {
+    /// The workload takes mutual TLS only and the peer spoke plaintext.
+    StrictMtls,
+    /// A DENY policy matched.
+    Denied(PolicyName),
+    /// ALLOW policies select the workload and none matched.
+    NoAllowMatched,
+    /// The workload names a policy that this agent does not hold.
+    PolicyMissing(PolicyName),
+}
+
+impl DenyReason {
+    /// The reason as one word for metrics and response flags.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::StrictMtls => "strict_mtls",
+            Self::Denied(_) => "denied_by_policy",
+            Self::NoAllowMatched => "no_allow_policy_matched",
+            Self::PolicyMissing(_) => "policy_missing",
+        }
+    }
+}
+
+impl fmt::Display for DenyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StrictMtls => f.write_str("the workload takes mutual TLS only and the peer sent plaintext"),
+            Self::Denied(policy) => write!(f, "denied by AuthorizationPolicy {policy}"),
+            Self::NoAllowMatched => {
+                f.write_str("no ALLOW policy matched, and at least one selects the workload")
+            }
+            Self::PolicyMissing(policy) => {
+                write!(f, "AuthorizationPolicy {policy} selects the workload but has not reached this agent")
+            }
+        }
+    }
+}
+
+/// One step of a decision, for `meshctl explain`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What was looked at.
+    pub subject: String,
+    /// What came of it.
+    pub outcome: String,
+}
+
+/// Decides `request` by the policies of `snapshot`.
+pub fn decide(snapshot: &Snapshot, request: &Request<'_>) -> Verdict {
+    decide_traced(snapshot, request, &mut |_, _| {})
+}
+
+/// As [`decide`], telling `trace` each step (what was looked at, what came of it).
+pub fn decide_traced(
+    snapshot: &Snapshot,
+    request: &Request<'_>,
+    trace: &mut dyn FnMut(fmt::Arguments<'_>, fmt::Arguments<'_>),
+) -> Verdict {
+    let mode = request.workload.mtls.of(request.port);
+    trace(format_args!("mTLS mode of port {}", request.port), format_args!("{mode:?}"));
+    if mode == MtlsMode::Strict && request.peer.identity().is_none() {
+        return Verdict::Deny(DenyReason::StrictMtls);
+    }
+    let mut policies = Vec::with_capacity(request.workload.policies.len());
+    for name in &request.workload.policies {
+        match snapshot.policy(name) {
+            Some(policy) => policies.push(Arc::clone(policy)),
+            None => return Verdict::Deny(DenyReason::PolicyMissing(name.clone())),
+        }
+    }
+    let (mut allow_exists, mut allowed_by, mut audit) = (false, None, Vec::new());
+    for policy in &policies {
+        let hit = matching::policy(policy, request);
+        trace(
+            format_args!("{:?} policy {}", policy.action, policy.name),
+            format_args!("{}", if hit { "matched" } else { "did not match" }),
+        );
+        match policy.action {
+            Action::Deny if hit => return Verdict::Deny(DenyReason::Denied(policy.name.clone())),
+            Action::Audit if hit => audit.push(policy.name.clone()),
+            Action::Deny | Action::Audit => {}
+            Action::Allow => {
+                allow_exists = true;
+                if hit && allowed_by.is_none() {
+                    allowed_by = Some(policy.name.clone());
+                }
+            }
+        }
+    }
+    if allow_exists && allowed_by.is_none() {
+        return Verdict::Deny(DenyReason::NoAllowMatched);
+    }
+    Verdict::Allow { by: allowed_by, audit }
+}

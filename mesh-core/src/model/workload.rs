@@ -1,0 +1,83 @@
+//! A workload: one pod (or one systemd unit), with its identity, addresses and the rules that concern it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::PolicyName;
+use crate::identity::SpiffeId;
+
+/// The cluster-wide unique key of a workload: a pod's `metadata.uid`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadUid(pub Arc<str>);
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The top owner of a pod (Deployment, CronJob, ...), which names the workload in metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The kind, for example `Deployment`; `Pod` when the pod has no owner.
+    pub kind: Arc<str>,
+    /// The owner's name.
+    pub name: Arc<str>,
+}
+
+/// Whether a workload takes plaintext connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MtlsMode {
+    /// Both mutual TLS and plaintext are taken.
+    Permissive,
+    /// Only mutual TLS is taken.
+    Strict,
+}
+
+/// The mTLS mode of a workload, with exceptions by port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MtlsModes {
+    /// The mode of every port that `by_port` does not name.
+    pub default: MtlsMode,
+    /// Exceptions, keyed by the application's port.
+    pub by_port: BTreeMap<u16, MtlsMode>,
+}
+
+impl MtlsModes {
+    /// The mode that holds for `port`.
+    pub fn of(&self, port: u16) -> MtlsMode {
+        self.by_port.get(&port).copied().unwrap_or(self.default)
+    }
+}
+
+/// One pod as the mesh knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The pod's uid.
+    pub uid: WorkloadUid,
+    /// The pod's name.
+    pub name: Arc<str>,
+    /// The pod's identity; its namespace is the pod's namespace.
+    pub identity: SpiffeId,
+    /// The node that the pod runs on.
+    pub node: Arc<str>,
+    /// The pod's addresses, one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the mesh carries this pod's traffic: it is never sent plaintext while this is true.
+    pub enrolled: bool,
+    /// Who owns the pod.
+    pub owner: Owner,
+    /// Whether plaintext is taken.
+    pub mtls: MtlsModes,
+    /// The authorization policies that select this pod (namespace-wide and mesh-wide ones included), sorted.
+    pub policies: Vec<PolicyName>,
+}
+
+impl Workload {
+    /// The namespace of the pod.
+    pub fn namespace(&self) -> &str {
+        self.identity.namespace()
+    }
+}

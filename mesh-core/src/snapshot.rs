@@ -1,0 +1,199 @@
+//! One immutable view of the mesh, and the deltas that make the next one.
+//!
+//! A connection loads the current snapshot once and keeps it. `Snapshot::apply` takes a whole delta or refuses it whole:
+//! nothing is half-applied.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::identity::TrustDomain;
+use crate::model::{AuthorizationPolicy, PolicyName, Service, ServiceName, Workload, WorkloadUid};
+
+/// What an agent holds: its own workloads in full, services and peers as they were asked for.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The controller's version of the last delta that was applied; 0 before the first.
+    pub version: u64,
+    /// The trust domain of the mesh.
+    pub trust_domain: TrustDomain,
+    workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    by_address: HashMap<IpAddr, Arc<Workload>>,
+    services: HashMap<ServiceName, Arc<Service>>,
+    by_vip: HashMap<IpAddr, Arc<Service>>,
+    policies: HashMap<PolicyName, Arc<AuthorizationPolicy>>,
+    absent: HashSet<IpAddr>,
+}
+
+/// What a dialled address is.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A virtual address of a service.
+    Service(Arc<Service>),
+    /// A pod's own address.
+    Workload(Arc<Workload>),
+    /// The controller said that the mesh does not know it: passed through.
+    Absent,
+    /// Nobody has asked the controller yet.
+    NotLoaded,
+}
+
+/// One resource to add or replace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upsert {
+    /// A workload.
+    Workload(Workload),
+    /// A service.
+    Service(Service),
+    /// A policy.
+    Policy(AuthorizationPolicy),
+    /// The controller knows no such address.
+    Absent(IpAddr),
+}
+
+/// The name of a resource to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remove {
+    /// A workload.
+    Workload(WorkloadUid),
+    /// A service.
+    Service(ServiceName),
+    /// A policy.
+    Policy(PolicyName),
+    /// Forget what was said of an address.
+    Absent(IpAddr),
+}
+
+/// A change of the snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// The version that the snapshot has afterwards.
+    pub version: u64,
+    /// Drop everything that was held before (the first message of a new stream).
+    pub reset: bool,
+    /// Added or replaced.
+    pub upserts: Vec<Upsert>,
+    /// Removed.
+    pub removes: Vec<Remove>,
+}
+
+impl Snapshot {
+    /// A snapshot that holds nothing.
+    pub fn empty(trust_domain: TrustDomain) -> Self {
+        Self {
+            version: 0,
+            trust_domain,
+            workloads: HashMap::new(),
+            by_address: HashMap::new(),
+            services: HashMap::new(),
+            by_vip: HashMap::new(),
+            policies: HashMap::new(),
+            absent: HashSet::new(),
+        }
+    }
+
+    /// The snapshot after `delta`.
+    pub fn apply(&self, delta: Delta) -> Self {
+        let mut next = if delta.reset { Self::empty(self.trust_domain.clone()) } else { self.clone() };
+        next.version = delta.version;
+        for remove in delta.removes {
+            next.remove(&remove);
+        }
+        for upsert in delta.upserts {
+            next.upsert(upsert);
+        }
+        next
+    }
+
+    /// What `address` is, so far as this agent knows.
+    pub fn destination(&self, address: IpAddr) -> Destination {
+        if let Some(service) = self.by_vip.get(&address) {
+            return Destination::Service(Arc::clone(service));
+        }
+        if let Some(workload) = self.by_address.get(&address) {
+            return Destination::Workload(Arc::clone(workload));
+        }
+        if self.absent.contains(&address) { Destination::Absent } else { Destination::NotLoaded }
+    }
+
+    /// The workload with this uid.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that has this address.
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_address.get(&address)
+    }
+
+    /// The policy of this name.
+    pub fn policy(&self, name: &PolicyName) -> Option<&Arc<AuthorizationPolicy>> {
+        self.policies.get(name)
+    }
+
+    /// Every workload that is held.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Every service that is held.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Every policy that is held.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.policies.values()
+    }
+
+    fn upsert(&mut self, upsert: Upsert) {
+        match upsert {
+            Upsert::Workload(workload) => {
+                self.remove(&Remove::Workload(workload.uid.clone()));
+                let workload = Arc::new(workload);
+                for address in &workload.addresses {
+                    self.absent.remove(address);
+                    self.by_address.insert(*address, Arc::clone(&workload));
+                }
+                self.workloads.insert(workload.uid.clone(), workload);
+            }
+            Upsert::Service(service) => {
+                self.remove(&Remove::Service(service.name.clone()));
+                let service = Arc::new(service);
+                for vip in &service.vips {
+                    self.absent.remove(vip);
+                    self.by_vip.insert(*vip, Arc::clone(&service));
+                }
+                self.services.insert(service.name.clone(), service);
+            }
+            Upsert::Policy(policy) => {
+                self.policies.insert(policy.name.clone(), Arc::new(policy));
+            }
+            Upsert::Absent(address) => {
+                self.absent.insert(address);
+            }
+        }
+    }
+
+    fn remove(&mut self, remove: &Remove) {
+        match remove {
+            Remove::Workload(uid) => {
+                if let Some(old) = self.workloads.remove(uid) {
+                    // An address may have moved to another pod since: only its own entries go.
+                    self.by_address.retain(|_, held| !Arc::ptr_eq(held, &old));
+                }
+            }
+            Remove::Service(name) => {
+                if let Some(old) = self.services.remove(name) {
+                    self.by_vip.retain(|_, held| !Arc::ptr_eq(held, &old));
+                }
+            }
+            Remove::Policy(name) => {
+                self.policies.remove(name);
+            }
+            Remove::Absent(address) => {
+                self.absent.remove(address);
+            }
+        }
+    }
+}
