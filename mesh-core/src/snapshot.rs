@@ -179,13 +179,16 @@ impl Snapshot {
         match remove {
             Remove::Workload(uid) => {
                 if let Some(old) = self.workloads.remove(uid) {
-                    // An address may have moved to another pod since: only its own entries go.
-                    self.by_address.retain(|_, held| !Arc::ptr_eq(held, &old));
+                    for address in &old.addresses {
+                        forget(&mut self.by_address, address, &old);
+                    }
                 }
             }
             Remove::Service(name) => {
                 if let Some(old) = self.services.remove(name) {
-                    self.by_vip.retain(|_, held| !Arc::ptr_eq(held, &old));
+                    for vip in &old.vips {
+                        forget(&mut self.by_vip, vip, &old);
+                    }
                 }
             }
             Remove::Policy(name) => {
@@ -195,5 +198,12 @@ impl Snapshot {
                 self.absent.remove(address);
             }
         }
+    }
+}
+
+/// Removes the entry of `address` only while it is `old`'s: the address may have moved to another owner since.
+fn forget<T>(map: &mut HashMap<IpAddr, Arc<T>>, address: &IpAddr, old: &Arc<T>) {
+    if map.get(address).is_some_and(|held| Arc::ptr_eq(held, old)) {
+        map.remove(address);
     }
 }
