@@ -1,0 +1,102 @@
+//! `MeshConfig`: how the mesh treats the selected workloads. In the root namespace it speaks for the whole mesh.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use mesh_core::model::MtlsMode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{FieldError, PortValue, WorkloadSelector};
+
+/// How the mesh treats the selected workloads.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "ferromesh.io",
+    version = "v1alpha1",
+    kind = "MeshConfig",
+    plural = "meshconfigs",
+    category = "ferromesh",
+    namespaced,
+    derive = "PartialEq",
+    doc = "How the mesh treats the selected workloads. In the root namespace it speaks for the whole mesh."
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshConfigSpec {
+    /// Which pods; absent selects all of the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<WorkloadSelector>,
+    /// Whether plaintext is taken; absent leaves it to the next wider MeshConfig, and PERMISSIVE in the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsSpec>,
+    /// Whether a pod may leave the mesh by the label `ferromesh.io/enrolled: "false"`; absent leaves it to the next wider
+    /// MeshConfig, and means no in the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_opt_out: Option<bool>,
+}
+
+/// The mTLS mode, with exceptions by port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MtlsSpec {
+    /// The mode of every port that `ports` does not name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<MtlsModeName>,
+    /// Exceptions, keyed by the application's port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<BTreeMap<String, MtlsModeName>>,
+}
+
+/// Whether plaintext is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MtlsModeName {
+    /// Mutual TLS only.
+    Strict,
+    /// Mutual TLS and plaintext.
+    Permissive,
+}
+
+impl From<MtlsModeName> for MtlsMode {
+    fn from(name: MtlsModeName) -> Self {
+        match name {
+            MtlsModeName::Strict => Self::Strict,
+            MtlsModeName::Permissive => Self::Permissive,
+        }
+    }
+}
+
+/// A MeshConfig, checked. What it leaves open is decided by the next wider one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// Labels that a pod must have; empty selects every pod in reach.
+    pub selector: BTreeMap<String, String>,
+    /// The mode of every port without an exception.
+    pub mode: Option<MtlsMode>,
+    /// Exceptions by port.
+    pub ports: BTreeMap<u16, MtlsMode>,
+    /// Whether pods may opt out.
+    pub allow_opt_out: Option<bool>,
+}
+
+impl TryFrom<&MeshConfig> for MeshSettings {
+    type Error = FieldError;
+
+    fn try_from(config: &MeshConfig) -> Result<Self, FieldError> {
+        let spec = &config.spec;
+        let mtls = spec.mtls.clone().unwrap_or_default();
+        let mut ports = BTreeMap::new();
+        for (text, mode) in mtls.ports.iter().flatten() {
+            let port = PortValue::parse(text).map_err(|m| FieldError::new("spec.mtls.ports", m))?;
+            if ports.insert(port.0, MtlsMode::from(*mode)).is_some() {
+                return Err(FieldError::new("spec.mtls.ports", format!("port {} is there twice", port.0)));
+            }
+        }
+        Ok(Self {
+            selector: WorkloadSelector::labels(spec.selector.as_ref()),
+            mode: mtls.mode.map(MtlsMode::from),
+            ports,
+            allow_opt_out: spec.allow_opt_out,
+        })
+    }
+}

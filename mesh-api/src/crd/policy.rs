@@ -1,0 +1,198 @@
+//! `AuthorizationPolicy`: who may open connections to the selected workloads (L4).
+
+use ipnet::IpNet;
+use kube::CustomResource;
+use mesh_core::model::{self as core, StringMatch};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{FieldError, PortValue, WorkloadSelector, text};
+
+/// Who may open connections to the selected workloads. In the root namespace it concerns every namespace.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "ferromesh.io",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    plural = "authorizationpolicies",
+    shortname = "fap",
+    category = "ferromesh",
+    namespaced,
+    derive = "PartialEq",
+    doc = "Who may open connections to the selected workloads."
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicySpec {
+    /// Which pods; absent selects all of the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<WorkloadSelector>,
+    /// What a matching rule does; absent means ALLOW.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<ActionName>,
+    /// Alternatives; without rules nothing matches, so that ALLOW without rules denies everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Vec<RuleSpec>>,
+}
+
+/// What a policy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ActionName {
+    /// Allow what matches, deny what no ALLOW policy matches.
+    Allow,
+    /// Deny what matches, whatever else allows it.
+    Deny,
+    /// Only name the policy in the log.
+    Audit,
+}
+
+/// One rule: some source and some operation must hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuleSpec {
+    /// Alternatives; absent takes any source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<FromSpec>>,
+    /// Alternatives; absent takes any operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Vec<ToSpec>>,
+}
+
+/// An alternative of `from`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FromSpec {
+    /// Conditions on the source; all of them must hold.
+    pub source: SourceSpec,
+}
+
+/// An alternative of `to`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ToSpec {
+    /// Conditions on the operation; all of them must hold.
+    pub operation: OperationSpec,
+}
+
+/// Conditions on where a connection comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceSpec {
+    /// SPIFFE IDs without `spiffe://`: `x`, `x*`, `*x` or `*`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub principals: Option<Vec<String>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_principals: Option<Vec<String>>,
+    /// Namespaces of the authenticated identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<Vec<String>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_namespaces: Option<Vec<String>>,
+    /// Addresses or CIDR blocks of the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_blocks: Option<Vec<String>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ip_blocks: Option<Vec<String>>,
+}
+
+/// Conditions on what is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OperationSpec {
+    /// The application's ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<PortValue>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ports: Option<Vec<PortValue>>,
+}
+
+impl TryFrom<&AuthorizationPolicy> for core::AuthorizationPolicy {
+    type Error = FieldError;
+
+    fn try_from(policy: &AuthorizationPolicy) -> Result<Self, FieldError> {
+        let required = |value: &Option<String>, path: &str| match value.as_deref() {
+            None | Some("") => Err(FieldError::new(path, "is missing")),
+            Some(text) => Ok(text.into()),
+        };
+        let name = core::PolicyName {
+            namespace: required(&policy.metadata.namespace, "metadata.namespace")?,
+            name: required(&policy.metadata.name, "metadata.name")?,
+        };
+        let action = match policy.spec.action {
+            None | Some(ActionName::Allow) => core::Action::Allow,
+            Some(ActionName::Deny) => core::Action::Deny,
+            Some(ActionName::Audit) => core::Action::Audit,
+        };
+        let specs = policy.spec.rules.iter().flatten().enumerate();
+        let rules =
+            specs.map(|(i, spec)| rule(spec, &format!("spec.rules[{i}]"))).collect::<Result<_, _>>()?;
+        Ok(Self { name, action, rules })
+    }
+}
+
+fn rule(spec: &RuleSpec, path: &str) -> Result<core::Rule, FieldError> {
+    Ok(core::Rule {
+        from: list(spec.from.as_deref(), &format!("{path}.from"), |f, at| {
+            source(&f.source, &format!("{at}.source"))
+        })?,
+        to: list(spec.to.as_deref(), &format!("{path}.to"), |t, at| {
+            operation(&t.operation, &format!("{at}.operation"))
+        })?,
+    })
+}
+
+fn source(spec: &SourceSpec, path: &str) -> Result<core::Source, FieldError> {
+    if *spec == SourceSpec::default() {
+        return Err(FieldError::new(path, "has no condition; leave `from` out to take any source"));
+    }
+    let strings =
+        |values: &Option<Vec<String>>, field: &str, parse: fn(&str) -> Result<StringMatch, String>| {
+            list(values.as_deref(), &format!("{path}.{field}"), |v, at| {
+                parse(v).map_err(|m| FieldError::new(at, m))
+            })
+        };
+    let blocks = |values: &Option<Vec<String>>, field: &str| -> Result<Vec<IpNet>, FieldError> {
+        list(values.as_deref(), &format!("{path}.{field}"), |v, at| {
+            text::ip_block(v).map_err(|m| FieldError::new(at, m))
+        })
+    };
+    Ok(core::Source {
+        principals: strings(&spec.principals, "principals", text::principal)?,
+        not_principals: strings(&spec.not_principals, "notPrincipals", text::principal)?,
+        namespaces: strings(&spec.namespaces, "namespaces", text::pattern)?,
+        not_namespaces: strings(&spec.not_namespaces, "notNamespaces", text::pattern)?,
+        ip_blocks: blocks(&spec.ip_blocks, "ipBlocks")?,
+        not_ip_blocks: blocks(&spec.not_ip_blocks, "notIpBlocks")?,
+    })
+}
+
+fn operation(spec: &OperationSpec, path: &str) -> Result<core::Operation, FieldError> {
+    if *spec == OperationSpec::default() {
+        return Err(FieldError::new(path, "has no condition; leave `to` out to take any operation"));
+    }
+    let ports = |values: &Option<Vec<PortValue>>, field: &str| {
+        list(values.as_deref(), &format!("{path}.{field}"), |port, _| Ok(port.0))
+    };
+    Ok(core::Operation {
+        ports: ports(&spec.ports, "ports")?,
+        not_ports: ports(&spec.not_ports, "notPorts")?,
+    })
+}
+
+/// Converts a list. A list that is there but empty is refused: in the core an empty list does not constrain, so a
+/// template that rendered no principals would open the door to everybody.
+fn list<T, U>(
+    values: Option<&[T]>,
+    path: &str,
+    convert: impl Fn(&T, String) -> Result<U, FieldError>,
+) -> Result<Vec<U>, FieldError> {
+    match values {
+        None => Ok(Vec::new()),
+        Some([]) => Err(FieldError::new(path, "is an empty list; leave it out if it should not constrain")),
+        Some(values) => values.iter().enumerate().map(|(i, v)| convert(v, format!("{path}[{i}]"))).collect(),
+    }
+}

@@ -1,0 +1,77 @@
+//! The custom resources: what is taken, what is refused and how it is named, and that the schema holds no default.
+
+use kube::CustomResourceExt;
+use mesh_core::model::{self as core, Action, MtlsMode, StringMatch};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn policy(spec: Value) -> Result<core::AuthorizationPolicy, String> {
+    let object = json!({
+        "apiVersion": "ferromesh.io/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": { "namespace": "shop", "name": "db" }, "spec": spec,
+    });
+    let decoded: AuthorizationPolicy = serde_json::from_value(object).map_err(|e| e.to_string())?;
+    core::AuthorizationPolicy::try_from(&decoded).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_policy_becomes_the_core_s_policy() {
+    let got = policy(json!({
+        "selector": { "matchLabels": { "app": "db" } },
+        "rules": [{
+            "from": [{ "source": { "principals": ["cluster.local/ns/shop/sa/api"], "ipBlocks": ["10.1.0.0/16"] } }],
+            "to": [{ "operation": { "ports": ["5432", 6432] } }],
+        }],
+    }))
+    .unwrap();
+    assert_eq!(got.action, Action::Allow);
+    assert_eq!(got.rules[0].from[0].principals, [StringMatch::Exact("cluster.local/ns/shop/sa/api".into())]);
+    assert_eq!(got.rules[0].to[0].ports, [5432, 6432]);
+    assert_eq!(policy(json!({ "action": "DENY" })).unwrap().rules, []);
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_path() {
+    let cases = [
+        (json!({ "rulez": [] }), "rulez"),
+        (json!({ "action": "PERMIT" }), "PERMIT"),
+        (json!({ "rules": [{ "from": [] }] }), "spec.rules[0].from: is an empty list"),
+        (
+            json!({ "rules": [{ "from": [{ "source": {} }] }] }),
+            "spec.rules[0].from[0].source: has no condition",
+        ),
+        (
+            json!({ "rules": [{ "from": [{ "source": { "ipBlocks": ["x"] } }] }] }),
+            "spec.rules[0].from[0].source.ipBlocks[0]",
+        ),
+        (json!({ "rules": [{ "to": [{ "operation": { "ports": ["http"] } }] }] }), "is not a port"),
+        (json!({ "rules": [{ "to": [{ "operation": { "ports": [70000] } }] }] }), "70000 is not a port"),
+        (json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] }), "methods"),
+    ];
+    for (spec, want) in cases {
+        let error = policy(spec.clone()).unwrap_err();
+        assert!(error.contains(want), "{spec}: {error}");
+    }
+}
+
+#[test]
+fn a_mesh_config_keeps_absent_fields_absent() {
+    let object =
+        json!({ "metadata": { "name": "x" }, "spec": { "mtls": { "ports": { "8080": "PERMISSIVE" } } } });
+    let config: MeshConfig = serde_json::from_value(object).unwrap();
+    let settings = MeshSettings::try_from(&config).unwrap();
+    assert_eq!((settings.mode, settings.allow_opt_out), (None, None));
+    assert_eq!(settings.ports.get(&8080), Some(&MtlsMode::Permissive));
+    let again = serde_json::to_value(&config.spec).unwrap();
+    assert_eq!(again, json!({ "mtls": { "ports": { "8080": "PERMISSIVE" } } }));
+}
+
+#[test]
+fn schemas_hold_no_defaults_and_are_structural() {
+    for crd in [AuthorizationPolicy::crd(), MeshConfig::crd()] {
+        let text = serde_json::to_string(&crd).unwrap();
+        assert!(!text.contains("\"default\""), "{text}");
+        assert!(!text.contains("\"additionalProperties\":false"), "{text}");
+    }
+}

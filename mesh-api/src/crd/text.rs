@@ -1,0 +1,83 @@
+//! The small grammars inside string fields: patterns and address blocks.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_core::model::StringMatch;
+
+/// Reads `x`, `x*`, `*x` or `*`.
+pub(super) fn pattern(text: &str) -> Result<StringMatch, String> {
+    if text == "*" {
+        return Ok(StringMatch::Present);
+    }
+    let (suffix, rest) = match text.strip_prefix('*') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let (prefix, rest) = match rest.strip_suffix('*') {
+        Some(rest) => (true, rest),
+        None => (false, rest),
+    };
+    if rest.is_empty() {
+        return Err(format!("{text:?} names nothing"));
+    }
+    if rest.contains('*') || (prefix && suffix) {
+        return Err(format!("{text:?}: a '*' stands at the beginning or at the end, and only once"));
+    }
+    Ok(match (suffix, prefix) {
+        (true, _) => StringMatch::Suffix(rest.into()),
+        (_, true) => StringMatch::Prefix(rest.into()),
+        _ => StringMatch::Exact(rest.into()),
+    })
+}
+
+/// Reads a principal: a pattern over SPIFFE IDs without their scheme.
+pub(super) fn principal(text: &str) -> Result<StringMatch, String> {
+    if text.starts_with("spiffe://") {
+        return Err(format!("{text:?}: a principal is written without spiffe://"));
+    }
+    pattern(text)
+}
+
+/// Reads a CIDR block or one address; host bits are cut off, v4-mapped blocks become IPv4.
+pub(super) fn ip_block(text: &str) -> Result<IpNet, String> {
+    let wrong = |_| format!("{text:?} is neither an address nor a CIDR block");
+    let block = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address.to_canonical()),
+        Err(_) => text.parse::<IpNet>().map_err(wrong)?.trunc(),
+    };
+    let IpNet::V6(v6) = block else { return Ok(block) };
+    match (v6.network().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
+        (Some(v4), Some(length)) => {
+            IpNet::new(v4.into(), length).map_err(|_| format!("{text:?} is not a CIDR block"))
+        }
+        _ => Ok(block),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_as_istio_users_write_them() {
+        assert_eq!(pattern("*"), Ok(StringMatch::Present));
+        assert_eq!(pattern("shop"), Ok(StringMatch::Exact("shop".into())));
+        assert_eq!(pattern("shop-*"), Ok(StringMatch::Prefix("shop-".into())));
+        assert_eq!(pattern("*/sa/api"), Ok(StringMatch::Suffix("/sa/api".into())));
+        for bad in ["", "**", "*x*", "a*b", "x**"] {
+            assert!(pattern(bad).is_err(), "{bad:?} was taken");
+        }
+        assert!(principal("spiffe://cluster.local/ns/a/sa/b").is_err());
+    }
+
+    #[test]
+    fn address_blocks_are_normalised() {
+        assert_eq!(ip_block("10.1.2.3").unwrap().to_string(), "10.1.2.3/32");
+        assert_eq!(ip_block("10.1.2.3/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(ip_block("::ffff:10.1.0.0/112").unwrap().to_string(), "10.1.0.0/16");
+        assert_eq!(ip_block("fd00::1/64").unwrap().to_string(), "fd00::/64");
+        assert!(ip_block("10.0.0.0/33").is_err());
+        assert!(ip_block("shop").is_err());
+    }
+}
