@@ -6,6 +6,8 @@
 #![no_std]
 
 mod reasons;
+#[cfg(feature = "user")]
+mod user;
 
 pub use reasons::{REASONS, Reason};
 
@@ -27,8 +29,21 @@ pub const CLIENT_TOKEN_MASK: u32 = 0x003f_ffff;
 
 /// Listener slots of one pod in the `LISTENERS` sockmap; a pod's first is `index * LISTENERS_PER_POD`.
 pub const LISTENERS_PER_POD: u32 = 4;
-/// The most enrolled pods on a node.
+/// The most pods that are known on a node.
 pub const MAX_PODS: u32 = 1024;
+/// The most connections on a node that wait for the agent's accept, and the most dials that wait for an application's.
+pub const MAX_PENDING: u32 = 65_536;
+/// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
+pub const MAX_REASONS: u32 = 64;
+/// How many levels below the pods' cgroup root a pod's cgroup may be.
+pub const POD_LEVELS: u32 = 3;
+
+/// Name of the global that holds the cookie of the node's own network namespace (u64).
+pub const GLOBAL_NODE_NETNS: &str = "NODE_NETNS_COOKIE";
+/// Name of the global that holds the depth of the pods' root in the cgroup hierarchy (u32; the hierarchy's root is 0).
+pub const GLOBAL_ROOT_LEVEL: &str = "ROOT_LEVEL";
+/// Name of the global that holds the pod index of one `sk_lookup` instance (u32).
+pub const GLOBAL_POD_INDEX: &str = "POD_INDEX";
 
 /// Slot of a listener within its pod's group in `LISTENERS`.
 #[repr(u32)]
@@ -126,3 +141,45 @@ pub struct Socket {
 pub const SOCKET_OUTBOUND: u32 = 1;
 /// [`Socket::kind`]: accepted by an application from the agent.
 pub const SOCKET_INBOUND: u32 = 2;
+
+/// The v4-mapped form of an IPv4 address.
+pub const fn mapped(octets: [u8; 4]) -> Addr {
+    let [a, b, c, d] = octets;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, size_of};
+
+    use super::*;
+
+    /// The size that the fields add up to: any difference is implicit padding.
+    #[test]
+    fn no_struct_has_implicit_padding() {
+        let (addr, u16s, u32s, u64s) = (size_of::<Addr>(), 2, 4, 8);
+        assert_eq!(size_of::<Pod>(), u64s + 2 * addr + 2 * u32s);
+        assert_eq!(size_of::<OrigKey>(), u64s + addr + 4 * u16s);
+        assert_eq!(size_of::<ClientKey>(), u64s + addr + 4 * u16s);
+        assert_eq!(size_of::<Endpoint>(), addr + 2 * u16s);
+        assert_eq!(size_of::<Socket>(), size_of::<Endpoint>() + u32s + size_of::<OrigKey>() + addr,);
+    }
+
+    #[test]
+    fn sizes_and_alignments_are_pinned() {
+        assert_eq!((size_of::<Pod>(), align_of::<Pod>()), (48, 8));
+        assert_eq!((size_of::<OrigKey>(), align_of::<OrigKey>()), (32, 8));
+        assert_eq!((size_of::<ClientKey>(), align_of::<ClientKey>()), (32, 8));
+        assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (20, 2));
+        assert_eq!((size_of::<Socket>(), align_of::<Socket>()), (72, 8));
+    }
+
+    #[test]
+    fn every_reason_has_a_slot_and_its_own_label() {
+        assert!(REASONS.len() <= MAX_REASONS as usize);
+        for (index, (reason, name)) in REASONS.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(REASONS.iter().filter(|(_, other)| other == name).count() == 1, "{name}");
+        }
+    }
+}

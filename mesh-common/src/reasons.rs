@@ -37,9 +37,15 @@ reasons! {
     ConnectNoToken = "connect_no_token",
     /// connect: `bpf_bind` to the pod's address failed; getsockname is answered by the hook instead.
     ConnectBindFailed = "connect_bind_failed",
+    /// sock_ops: an event that no redirected connection needs.
+    SockOpsIgnored = "sock_ops_ignored",
+    /// sock_ops: a redirected connection was established; its state is no longer followed.
+    ConnectEstablished = "connect_established",
+    /// sock_ops: two connections drew the same token; both will be reset.
+    OrigDstCollision = "orig_dst_collision",
     /// sock_ops: an original destination was published.
     OrigDstPublished = "orig_dst_published",
-    /// sock_ops: the map of original destinations is full or the key is taken; the agent will reset the connection.
+    /// sock_ops: the map of original destinations is full; the agent will reset the connection.
     OrigDstFull = "orig_dst_full",
     /// sock_ops: a record was removed because the client closed before the agent accepted.
     OrigDstAbandoned = "orig_dst_abandoned",
@@ -47,16 +53,26 @@ reasons! {
     ClientMoved = "client_moved",
     /// sock_ops: the accepted socket's storage could not be made.
     ClientNoStorage = "client_no_storage",
+    /// sock_ops: accepted from the agent's address range without a client record.
+    ClientUnknown = "client_unknown",
     /// sk_lookup: assigned to the mutual TLS listener.
     LookupMtls = "lookup_mtls",
     /// sk_lookup: assigned to the plaintext listener.
     LookupPlain = "lookup_plain",
     /// sk_lookup: loopback or the pod's own address.
     LookupLocal = "lookup_local",
+    /// sk_lookup: not TCP.
+    LookupNotTcp = "lookup_not_tcp",
+    /// sk_lookup: the kernel refused the listener (another family or protocol than the packet's); dropped.
+    LookupAssignFailed = "lookup_assign_failed",
     /// sk_lookup: a listener slot is empty; dropped.
     LookupEmptySlot = "lookup_empty_slot",
     /// getpeername: answered with the true peer.
     PeernameAnswered = "peername_answered",
+    /// getpeername: not a socket of the mesh; the kernel's answer stands.
+    PeernameUntouched = "peername_untouched",
     /// getsockname: answered with the true local address.
     SocknameAnswered = "sockname_answered",
+    /// getsockname: the kernel's answer is true.
+    SocknameUntouched = "sockname_untouched",
 }

@@ -1,0 +1,76 @@
+//! `mesh-lookup.o`: one `sk_lookup` instance for each enrolled pod's network namespace.
+//!
+//! A SYN for the pod comes in; the agent's listener of the pod goes out. What the pod sends to itself, and what the agent
+//! dials from loopback, finds the application. An empty listener slot (the agent is away) drops: never plaintext around
+//! the agent. The pod is a constant of the instance, since the kernel has no netns cookie to give here.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::{LISTENERS_PER_POD, ListenerSlot, PORT_MTLS, Reason};
+use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal};
+use mesh_ebpf::count;
+use mesh_ebpf::maps::LISTENERS;
+
+/// The pod's index: names its slots in `LISTENERS`.
+#[unsafe(no_mangle)]
+static POD_INDEX: Global<u32> = Global::new(0);
+
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
+
+/// The hook.
+#[sk_lookup]
+fn steer(ctx: SkLookupContext) -> u32 {
+    let (verdict, reason) = decide(&ctx);
+    count(reason);
+    verdict
+}
+
+#[inline(always)]
+fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
+    // SAFETY: the kernel gives a valid context; every field below may be read by this program type.
+    let lookup = unsafe { &*ctx.lookup };
+    if lookup.protocol != IPPROTO_TCP {
+        return (SK_PASS, Reason::LookupNotTcp);
+    }
+    let v4 = lookup.family == AF_INET;
+    let local = if v4 { local4(lookup) } else { local6(lookup) };
+    if local {
+        return (SK_PASS, Reason::LookupLocal);
+    }
+    let mtls = lookup.local_port == PORT_MTLS as u32;
+    let (slot, reason) = match (mtls, v4) {
+        (true, true) => (ListenerSlot::MtlsV4, Reason::LookupMtls),
+        (true, false) => (ListenerSlot::MtlsV6, Reason::LookupMtls),
+        (false, true) => (ListenerSlot::InboundV4, Reason::LookupPlain),
+        (false, false) => (ListenerSlot::InboundV6, Reason::LookupPlain),
+    };
+    let index = POD_INDEX.load() * LISTENERS_PER_POD + slot as u32;
+    // Without NO_REUSEPORT a pod's process could join the listener's group and be given the connection.
+    match LISTENERS.redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT as u64) {
+        Ok(()) => (SK_PASS, reason),
+        Err(-2) => (SK_DROP, Reason::LookupEmptySlot),
+        Err(_) => (SK_DROP, Reason::LookupAssignFailed),
+    }
+}
+
+#[inline(always)]
+fn local4(lookup: &bpf_sk_lookup) -> bool {
+    let remote = lookup.remote_ip4;
+    remote == lookup.local_ip4 || u32::from_be(remote) >> 24 == 127
+}
+
+#[inline(always)]
+fn local6(lookup: &bpf_sk_lookup) -> bool {
+    let remote = lookup.remote_ip6;
+    equal(remote, lookup.local_ip6) || equal(remote, LOOPBACK6)
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

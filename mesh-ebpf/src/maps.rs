@@ -1,0 +1,42 @@
+//! The maps, each pinned under the agent's pin directory by its name, so that a new agent adopts what the old one left
+//! and both objects see the same entries.
+
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
+use mesh_common::{
+    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_PENDING, MAX_PODS, MAX_REASONS, OrigKey, Pod, Reason, Socket,
+};
+
+/// Cgroup id -> pod. Written by the agent.
+#[map]
+pub static PODS: HashMap<u64, Pod> = HashMap::pinned(MAX_PODS, 0);
+
+/// Original destinations of redirected connections, from SYN until the agent's accept.
+#[map]
+pub static ORIG_DST: HashMap<OrigKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0);
+
+/// True clients of connections that the agent dials, from before its SYN until the application's socket is established.
+#[map]
+pub static CLIENTS: HashMap<ClientKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0);
+
+/// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
+#[map]
+pub static LISTENERS: SockMap = SockMap::pinned(MAX_PODS * LISTENERS_PER_POD, 0);
+
+/// How often each [`Reason`] was the outcome.
+#[map]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(MAX_REASONS, 0);
+
+/// What a redirected or accepted socket shows instead of its real peer; lives and dies with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
+
+/// Counts one outcome.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(slot) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot is this CPU's own and lives as long as the map.
+        unsafe { *slot += 1 };
+    }
+}
