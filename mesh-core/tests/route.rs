@@ -27,7 +27,8 @@ fn addresses(route: Route) -> Vec<String> {
 }
 
 fn routed(service: Service, dst: &str) -> Result<Vec<String>, NoRoute> {
-    resolve(&mesh(service), "n1", dst.parse().unwrap()).map(addresses)
+    let dst = dst.parse().expect("a socket address");
+    resolve(&mesh(service), "n1", dst).map(addresses)
 }
 
 use EndpointHealth::{NotReady, Ready, ServingTerminating};
