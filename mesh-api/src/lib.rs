@@ -1,4 +1,14 @@
 //! The wire protocol between controller and agents, and (feature `crd`) the custom resources that users write.
+//!
+//! * [`encode`]: core values to messages, for the controller.
+//! * [`decode`]: messages to checked core values, for the agent.
+//! * [`addr`]: the wire form of addresses, in one place for both.
+
+pub mod addr;
+#[cfg(feature = "crd")]
+pub mod crd;
+pub mod decode;
+pub mod encode;
 
 #[allow(
     missing_docs,
