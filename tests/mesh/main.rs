@@ -1,1 +1,3 @@
-fn main() {}
+//! Scenarios: real programs, real kernel, two nodes of namespaces and cgroups. Test names read as sentences.
+
+mod ground;

@@ -1,0 +1,347 @@
+//! The mesh over a world: a controller on the wire and an agent on each node, started, stopped, killed and looked at.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::access_log::{self, AccessLog};
+use crate::manifests::{Manifests, ServiceSpec};
+use crate::metrics::Metrics;
+use crate::poll;
+use crate::world::{CONTROLLER_V4, Finished, Node, Pod, PodSpec, Process, World, binary};
+
+/// How long a program may take until it is ready, and a change until it is in force.
+const READY: Duration = Duration::from_secs(30);
+const IN_FORCE: Duration = Duration::from_secs(15);
+
+/// How a mesh is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which transport each node's agent offers, in order of nodes: `auto` or `hbone`.
+    pub transports: Vec<&'static str>,
+    /// How long certificates live.
+    pub svid_ttl: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { transports: vec!["auto", "auto"], svid_ttl: "24h" }
+    }
+}
+
+/// A controller, agents, and the world that they serve.
+pub struct Mesh {
+    /// The manifests that the controller reads.
+    pub manifests: Manifests,
+    options: Options,
+    controller: Option<Process>,
+    agents: Vec<Option<Process>>,
+    starts: u32,
+    /// Goes last: it removes what the others use.
+    pub world: World,
+}
+
+impl Mesh {
+    /// A mesh of two nodes with no pods.
+    pub fn start() -> Result<Self> {
+        Self::start_with(Options::default())
+    }
+
+    /// [`Mesh::start`], otherwise.
+    pub fn start_with(options: Options) -> Result<Self> {
+        let mut mesh = Self::prepare(options)?;
+        mesh.start_controller()?;
+        for node in 1..=mesh.options.transports.len() {
+            mesh.start_agent(u8::try_from(node)?)?;
+        }
+        Ok(mesh)
+    }
+
+    /// A world and a folder of manifests; nothing runs yet.
+    pub fn prepare(options: Options) -> Result<Self> {
+        let world = World::with_nodes(u8::try_from(options.transports.len())?)?;
+        let manifests = Manifests::new(world.files.join("manifests"))?;
+        let agents = options.transports.iter().map(|_| None).collect();
+        Ok(Self { manifests, options, controller: None, agents, starts: 0, world })
+    }
+
+    fn state(&self, of: &str) -> Result<PathBuf> {
+        let path = self.world.files.join(of);
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
+    /// Starts the controller (again) and waits until it serves.
+    pub fn start_controller(&mut self) -> Result<()> {
+        self.starts += 1;
+        let state = self.state("controller")?;
+        let source = format!("dir:{}", self.manifests.folder().display());
+        let (listen, metrics) = (format!("{CONTROLLER_V4}:15010"), format!("{CONTROLLER_V4}:15014"));
+        let state_text = state.to_string_lossy().into_owned();
+        let arguments = [
+            "--source",
+            &source,
+            "--state-dir",
+            &state_text,
+            "--listen",
+            &listen,
+            "--metrics-addr",
+            &metrics,
+            "--trust-domain",
+            "cluster.local",
+            "--svid-ttl",
+            self.options.svid_ttl,
+        ];
+        let name = format!("controller-{}", self.starts);
+        let mut process = Process::start(&self.world.wire(), &name, &binary("mesh-controller")?, &arguments)?;
+        poll::until("the controller to serve", READY, || {
+            if !process.running() {
+                bail!("it has ended");
+            }
+            if !state.join("ca/root.pem").is_file() {
+                bail!("no root certificate yet");
+            }
+            self.wire_connects(&listen)
+        })
+        .with_context(|| process.tail())?;
+        self.controller = Some(process);
+        Ok(())
+    }
+
+    fn wire_connects(&self, to: &str) -> Result<()> {
+        let to: std::net::SocketAddr = to.parse()?;
+        let look = || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(200)).map(drop);
+        Ok(crate::world::netns::inside(&self.world.wire().netns, look)??)
+    }
+
+    /// Starts a node's agent (again) and waits until it says that it is ready.
+    pub fn start_agent(&mut self, number: u8) -> Result<()> {
+        self.launch_agent(number)?;
+        self.agent_ready(number)
+    }
+
+    /// Starts a node's agent without waiting.
+    pub fn launch_agent(&mut self, number: u8) -> Result<()> {
+        self.starts += 1;
+        let node = self.world.node(number).clone();
+        let state = self.state(&format!("agent-{}", node.name))?;
+        let token = state.join("join-token");
+        if !token.is_file() {
+            fs::write(&token, self.join_token(&node.name)?)?;
+        }
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let transport = self.options.transports[usize::from(number) - 1];
+        let arguments = [
+            "--node".to_owned(),
+            node.name.clone(),
+            "--controller".to_owned(),
+            format!("https://{CONTROLLER_V4}:15010"),
+            "--controller-ca".to_owned(),
+            text(self.state("controller")?.join("ca/root.pem")),
+            "--join-token-file".to_owned(),
+            text(token),
+            "--state-dir".to_owned(),
+            text(state),
+            "--pods-cgroup".to_owned(),
+            text(node.pods_cgroup()),
+            "--pin-dir".to_owned(),
+            text(node.pins.clone()),
+            "--admin-socket".to_owned(),
+            text(self.admin_socket(number)),
+            "--metrics-addr".to_owned(),
+            metrics_address(&node),
+            "--trust-domain".to_owned(),
+            "cluster.local".to_owned(),
+            "--transport".to_owned(),
+            transport.to_owned(),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let name = format!("agent-{}-{}", node.name, self.starts);
+        let process = Process::start(&node.place(), &name, &binary("mesh-agent")?, &arguments)?;
+        self.agents[usize::from(number) - 1] = Some(process);
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is ready.
+    pub fn agent_ready(&mut self, number: u8) -> Result<()> {
+        let node = self.world.node(number).clone();
+        let place = node.place();
+        let address: std::net::SocketAddr = metrics_address(&node).parse()?;
+        let agent = self.agents[usize::from(number) - 1].as_mut().ok_or_else(|| anyhow!("no agent"))?;
+        poll::until(&format!("the agent of {} to be ready", node.name), READY, || {
+            if !agent.running() {
+                bail!("it has ended");
+            }
+            let answer = crate::world::netns::inside(&place.netns, || http_get(address, "/readyz"))??;
+            if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(anyhow!("it answers {answer:?}")) }
+        })
+        .with_context(|| agent.tail())
+    }
+
+    /// Where `meshctl` reaches a node's agent.
+    pub fn admin_socket(&self, number: u8) -> PathBuf {
+        self.world.files.join(format!("agent-n{number}.sock"))
+    }
+
+    fn join_token(&self, node: &str) -> Result<String> {
+        let state = self.state("controller")?;
+        let output = Command::new(binary("mesh-controller")?)
+            .args(["token", "create", "--node", node, "--ttl", "10m", "--state-dir"])
+            .arg(state)
+            .output()?;
+        if !output.status.success() {
+            bail!("no join token for {node}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The agent's process.
+    pub fn agent(&mut self, number: u8) -> Result<&mut Process> {
+        self.agents[usize::from(number) - 1].as_mut().ok_or_else(|| anyhow!("node {number} has no agent"))
+    }
+
+    /// Ends a node's agent with SIGTERM and waits for its end.
+    pub fn stop_agent(&mut self, number: u8) -> Result<Finished> {
+        let agent = self.agents[usize::from(number) - 1].take().ok_or_else(|| anyhow!("no agent"))?;
+        agent.terminate()?;
+        agent.wait(Duration::from_secs(60))
+    }
+
+    /// Kills a node's agent (SIGKILL).
+    pub fn kill_agent(&mut self, number: u8) {
+        self.agents[usize::from(number) - 1] = None;
+    }
+
+    /// Kills the controller.
+    pub fn kill_controller(&mut self) {
+        self.controller = None;
+    }
+
+    /// The controller's process.
+    pub fn controller(&self) -> Result<&Process> {
+        self.controller.as_ref().ok_or_else(|| anyhow!("the controller does not run"))
+    }
+
+    /// Makes a pod and its manifests. Its namespace's manifest is the caller's.
+    pub fn pod(&self, namespace: &str, name: &str, node: u8) -> Result<Pod> {
+        self.pod_from(&PodSpec::new(namespace, name, node))
+    }
+
+    /// [`Mesh::pod`] from a spec.
+    pub fn pod_from(&self, spec: &PodSpec) -> Result<Pod> {
+        let pod = self.world.pod(spec)?;
+        self.manifests.pod(&pod)?;
+        Ok(pod)
+    }
+
+    /// A service with one port in front of pods, on `vips` (none: headless).
+    pub fn service(&self, name: (&str, &str), vips: &[&str], ports: (u16, u16), pods: &[&Pod]) -> Result<()> {
+        self.manifests.service(&ServiceSpec {
+            namespace: name.0,
+            name: name.1,
+            vips: vips.iter().map(|vip| (*vip).to_owned()).collect(),
+            ports: vec![("main", ports.0, ports.1)],
+            backends: pods.iter().map(|pod| (*pod, true)).collect(),
+            more: Value::Null,
+        })
+    }
+
+    /// Waits until these pods are enrolled (the agent holds their ports).
+    pub fn enrolled(&self, pods: &[&Pod]) -> Result<()> {
+        for pod in pods {
+            poll::until_true(&format!("{} to be enrolled", pod.name()), IN_FORCE, || pod.listens(15001))
+                .with_context(|| self.logs())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `look` answers `Ok`; for a change of configuration to be in force.
+    pub fn in_force<T>(&self, what: &str, look: impl FnMut() -> Result<T>) -> Result<T> {
+        poll::until(what, IN_FORCE, look).with_context(|| self.logs())
+    }
+
+    /// Runs `meshctl` against a node's agent.
+    pub fn meshctl(&self, node: u8, arguments: &[&str]) -> Result<Finished> {
+        let socket = self.admin_socket(node).to_string_lossy().into_owned();
+        let mut all = vec!["--agent-socket", &socket];
+        all.extend(arguments);
+        let name = format!("meshctl-{}", arguments.first().copied().unwrap_or_default());
+        let place = self.world.node(node).place();
+        // Each run has its own output.
+        for end in ["out", "err"] {
+            let file = place.logs.join(format!("{name}.{end}"));
+            if file.exists() {
+                fs::remove_file(file)?;
+            }
+        }
+        Process::start(&place, &name, &binary("meshctl")?, &all)?.wait(READY)
+    }
+
+    /// The access records of a node's agent, over all its starts.
+    pub fn access_log(&self, number: u8) -> AccessLog {
+        AccessLog::parse(&self.agent_output(number))
+    }
+
+    /// Waits for an access record of a node's agent.
+    pub fn record(&self, number: u8, wanted: &[(&str, &str)]) -> Result<Value> {
+        access_log::wait_for(|| self.access_log(number), wanted)
+    }
+
+    fn agent_output(&self, number: u8) -> String {
+        let prefix = format!("agent-n{number}-");
+        let mut all = String::new();
+        let Ok(entries) = fs::read_dir(self.world.files.join("logs")) else { return all };
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.sort_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
+        for path in files {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
+                all.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
+            }
+        }
+        all
+    }
+
+    /// The metrics of a node's agent.
+    pub fn metrics(&self, number: u8) -> Result<Metrics> {
+        let node = self.world.node(number);
+        let address: std::net::SocketAddr = metrics_address(node).parse()?;
+        let answer = crate::world::netns::inside(&node.netns, || http_get(address, "/metrics"))??;
+        Metrics::parse(answer.split_once("\r\n\r\n").map_or("", |(_, body)| body))
+    }
+
+    /// The ends of all programs' outputs, for a failure's message.
+    pub fn logs(&self) -> String {
+        let mut all = vec![self.controller.as_ref().map_or_else(String::new, Process::tail)];
+        all.extend(self.agents.iter().flatten().map(Process::tail));
+        all.join("\n")
+    }
+
+    /// Leaves everything running when this is dropped.
+    pub fn keep(mut self) {
+        self.world.keep();
+        for process in
+            self.controller.take().into_iter().chain(self.agents.iter_mut().filter_map(Option::take))
+        {
+            process.leave_running();
+        }
+    }
+}
+
+fn metrics_address(node: &Node) -> String {
+    format!("{}:15020", node.v4)
+}
+
+/// A plain HTTP request from the calling thread's namespace; the whole answer.
+fn http_get(address: std::net::SocketAddr, path: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
