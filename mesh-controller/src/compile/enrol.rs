@@ -1,0 +1,67 @@
+//! A pod becomes a workload: is it in the mesh, who is it, which modes and policies concern it.
+
+use std::net::IpAddr;
+
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::model::Workload;
+
+use super::modes::{self, Reach};
+use super::policies::Selection;
+use crate::index::{Index, PodInfo};
+use crate::object::{Name, Status};
+
+/// What a workload is made from, besides its pod.
+pub(super) struct Parts<'a> {
+    pub(super) index: &'a Index,
+    pub(super) trust_domain: &'a TrustDomain,
+    pub(super) selection: &'a Selection<'a>,
+    /// The addresses that the pod really has.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// The workload of `pod`; `None`, with a status, when it cannot have an identity.
+pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Status>) -> Option<Workload> {
+    let namespace = &pod.name.namespace;
+    let identity = match SpiffeId::new(parts.trust_domain.clone(), namespace, &pod.service_account) {
+        Ok(identity) => identity,
+        Err(error) => {
+            let message = format!("Pod {}: it cannot have an identity: {error}", pod.name);
+            statuses.push(Status::refused(&pod.origin, "InvalidIdentity", message));
+            return None;
+        }
+    };
+    let reach = modes::configs_of(parts.index, namespace, &pod.labels);
+    let enrolled = enrolled(pod, parts.index, &reach, statuses);
+    let account = Name::new(namespace, &pod.service_account);
+    if enrolled && pod.service_account != "default" && !parts.index.service_accounts.contains(&account) {
+        let message = format!("Pod {}: ServiceAccount {account} is not there", pod.name);
+        statuses.push(Status::noted(&pod.origin, "NoServiceAccount", message));
+    }
+    Some(Workload {
+        uid: pod.uid.clone(),
+        name: pod.name.name.clone(),
+        identity,
+        node: pod.node.clone(),
+        addresses: parts.addresses,
+        enrolled,
+        owner: pod.owner.clone(),
+        mtls: modes::merge(&reach),
+        policies: parts.selection.of(namespace, &pod.labels),
+    })
+}
+
+/// The namespace enrols; the pod may stay out where the most specific MeshConfig that speaks of it lets it.
+fn enrolled(pod: &PodInfo, index: &Index, reach: &[Reach<'_>], statuses: &mut Vec<Status>) -> bool {
+    if !index.namespaces.get(&pod.name.namespace).is_some_and(|n| n.enrolled) {
+        return false;
+    }
+    if !pod.opts_out {
+        return true;
+    }
+    if modes::allows_opt_out(reach) {
+        return false;
+    }
+    let message = format!("Pod {}: no MeshConfig with allowOptOut lets it stay out of the mesh", pod.name);
+    statuses.push(Status::refused(&pod.origin, "OptOutNotAllowed", message));
+    true
+}

@@ -1,0 +1,128 @@
+//! What a source delivers: Kubernetes objects with their names and where they were found, and what became of them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use mesh_api::crd::{AuthorizationPolicy, MeshConfig};
+
+/// The kinds that the mesh reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` ServiceAccount.
+    ServiceAccount,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `ferromesh.io/v1alpha1` AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// `ferromesh.io/v1alpha1` MeshConfig.
+    MeshConfig,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// `namespace/name`; the namespace is empty for what is in none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl Name {
+    /// A name from its parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// The key of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: Name,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// An object that was decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Box<Namespace>),
+    /// A service account.
+    ServiceAccount(Box<ServiceAccount>),
+    /// A pod.
+    Pod(Box<Pod>),
+    /// A service.
+    Service(Box<Service>),
+    /// A slice of a service's endpoints.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A policy.
+    AuthorizationPolicy(Box<AuthorizationPolicy>),
+    /// A configuration.
+    MeshConfig(Box<MeshConfig>),
+}
+
+/// Where an object was found: `file:line`, or kind and name for objects of an API server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin(pub Arc<str>);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What became of an object: the stand-in for a status condition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Status {
+    /// Where the object was found.
+    pub source: Origin,
+    /// Whether it is in force as it was written.
+    pub accepted: bool,
+    /// One CamelCase word, as in a Kubernetes condition.
+    pub reason: &'static str,
+    /// What and why, naming the object.
+    pub message: String,
+}
+
+impl Status {
+    /// Something that is not in force as it was written.
+    pub fn refused(source: &Origin, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { source: source.clone(), accepted: false, reason, message: message.into() }
+    }
+
+    /// Something that is in force, with a remark.
+    pub fn noted(source: &Origin, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { source: source.clone(), accepted: true, reason, message: message.into() }
+    }
+}
