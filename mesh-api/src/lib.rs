@@ -14,6 +14,9 @@ pub mod encode;
     missing_docs,
     unreachable_pub,
     clippy::all,
+    clippy::pedantic,
+    clippy::nursery,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the .proto file has the comments"
 )]
 pub mod proto {
