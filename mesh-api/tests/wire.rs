@@ -1,5 +1,7 @@
 //! What the controller encodes is what the agent decodes; what nobody encoded is refused by name and never panics.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
