@@ -1,1 +1,107 @@
-fn main() {}
+//! Development tasks. In: a checkout and a machine (root, for all that touches the kernel). Out: kernel objects, a
+//! verdict on the workspace, a demo, a table of figures. What is missing on the machine is installed first.
+
+mod ebpf;
+mod packages;
+mod steps;
+mod style;
+mod test;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use steps::{Steps, cargo};
+
+/// Development tasks of Ferromesh.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Builds the kernel programs, with the tools that this needs.
+    BuildEbpf,
+    /// Proves the workspace: style, licences, units, and scenarios with real programs on this kernel (root).
+    Test {
+        /// Only scenarios whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Shows the mesh at work with nginx, PostgreSQL and redis in namespaces (root).
+    Demo {
+        /// Leave everything running and print how to look around.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Prints what the mesh costs, as shares of direct connections (root).
+    Bench {
+        /// Rounds of each path; the medians are printed.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Seconds of each measurement.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+}
+
+fn main() -> Result<()> {
+    let root = root()?;
+    match Arguments::parse().task {
+        Task::BuildEbpf => {
+            let mut steps = Steps::new();
+            steps.run("build the kernel programs", || ebpf::build(&root))
+        }
+        Task::Test { only } => test::run(&root, only.as_deref()),
+        Task::Demo { keep } => {
+            prepare(&root, packages::DEMO)?;
+            exec(&root, "demo", if keep { vec!["--keep".to_owned()] } else { Vec::new() })
+        }
+        Task::Bench { rounds, seconds } => {
+            prepare(&root, packages::BENCH)?;
+            let arguments = ["--rounds", &rounds.to_string(), "--seconds", &seconds.to_string()];
+            exec(&root, "bench", arguments.map(str::to_owned).to_vec())
+        }
+    }
+}
+
+/// The workspace's folder.
+fn root() -> Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(Path::to_path_buf).context("xtask lies in the workspace's folder")
+}
+
+/// Refuses at once when not root.
+fn need_root() -> Result<()> {
+    let output = Command::new("id").arg("-u").output().context("run id")?;
+    if output.stdout.trim_ascii() != b"0" {
+        bail!("this needs root: it makes network namespaces and cgroups and loads programs into the kernel");
+    }
+    Ok(())
+}
+
+/// What the demo and the bench need before they can run.
+fn prepare(root: &Path, wanted: &[packages::Needed]) -> Result<()> {
+    need_root()?;
+    let mut steps = Steps::new();
+    steps.run("programs from Debian", || packages::install(wanted))?;
+    steps.run("build the kernel programs", || ebpf::build(root))?;
+    steps.run("build the workspace", || cargo(root, &["build", "--release", "--workspace", "--bins"], &[]))
+}
+
+/// Runs a program of the workspace and takes over its exit code.
+fn exec(root: &Path, name: &str, arguments: Vec<String>) -> Result<()> {
+    let program = tools::target_directory(root).join("release").join(name);
+    let status = Command::new(&program)
+        .args(arguments)
+        .current_dir(root)
+        .status()
+        .with_context(|| format!("run {}", program.display()))?;
+    std::process::exit(status.code().unwrap_or(1));
+}
