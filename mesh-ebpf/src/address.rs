@@ -34,6 +34,24 @@ pub fn is_mapped(words: Words) -> bool {
     words[0] == 0 && words[1] == 0 && words[2] == MAPPED
 }
 
+/// Reads an address of a context struct. Volatile, so that the compiler keeps to 4-byte reads: the kernel refuses others.
+///
+/// # Safety
+/// `field` must be readable by the program type.
+#[inline(always)]
+pub unsafe fn read_words(field: *const Words) -> Words {
+    let word = field.cast::<u32>();
+    // SAFETY: four words, by the caller's promise.
+    unsafe {
+        [
+            word.read_volatile(),
+            word.add(1).read_volatile(),
+            word.add(2).read_volatile(),
+            word.add(3).read_volatile(),
+        ]
+    }
+}
+
 /// Words to the bytes of the maps.
 #[inline(always)]
 pub fn to_addr(words: Words) -> Addr {

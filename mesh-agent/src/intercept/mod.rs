@@ -1,5 +1,21 @@
 //! Stage 0: the kernel hands the agent a pod's connections.
+//!
+//! In: the snapshot (which pods of this node are enrolled) and the node itself (cgroups, processes, network namespaces).
+//! Out: [`PodEvent`]s with the listeners that the data plane serves, and [`PodNet`]s that it dials through. Everything
+//! that the kernel needs stays pinned, so that pods stay closed, not open, while no agent runs.
 
+mod cgroup;
+mod discover;
+mod listen;
+mod load;
+mod maps;
 mod pod;
+mod probe;
+mod sweep;
+mod sync;
 
+pub use discover::Refusal;
+pub use load::{Config, InterceptError, Interceptor};
 pub use pod::{PodEvent, PodListeners, PodNet};
+pub use probe::{Probe, probe};
+pub use sync::{PodProblem, Running};

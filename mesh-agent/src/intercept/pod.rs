@@ -1,11 +1,21 @@
 //! One enrolled pod as the data plane sees it: its network namespace, and sockets made inside it.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
+use mesh_common::{
+    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
+};
 use mesh_core::model::WorkloadUid;
-use tokio::net::TcpStream;
+use socket2::Socket;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::maps::{Maps, addr, socket_addr};
+use crate::sys::{self, NetNs};
+
+/// How often a taken client key is drawn again.
+const DRAWS: u32 = 16;
 
 /// What changed among the enrolled pods of this node.
 #[derive(Debug)]
@@ -41,22 +51,144 @@ pub struct PodNet {
     pub netns_cookie: u64,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// The namespace and the kernel's records; `None`: see [`PodNet::unintercepted`].
+    kernel: Option<(Arc<NetNs>, Arc<Maps>)>,
 }
 
 impl PodNet {
+    pub(super) fn new(uid: WorkloadUid, addresses: Vec<IpAddr>, netns: Arc<NetNs>, maps: Arc<Maps>) -> Self {
+        Self { uid, netns_cookie: netns.cookie, addresses, kernel: Some((netns, maps)) }
+    }
+
+    /// A pod that no kernel program knows: everything is dialled from where the agent is, and applications see the
+    /// agent as their client. For tests of the later stages.
+    pub fn unintercepted(uid: WorkloadUid, addresses: Vec<IpAddr>) -> Self {
+        Self { uid, netns_cookie: 0, addresses, kernel: None }
+    }
+
     /// Takes the original destination of a connection accepted on 15001 (one-shot). `local` and `peer` are the accepted
     /// socket's addresses. `None`: nobody was redirected here; the caller resets the connection.
     pub fn take_original_destination(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
-        unimplemented!("{local} {peer}")
+        let (_, maps) = self.kernel.as_ref()?;
+        let (address, port) = match local.ip().to_canonical() {
+            IpAddr::V4(token) if u32::from(token) & !ORIG_TOKEN_MASK == ORIG_TOKEN_PREFIX => {
+                (IpAddr::V4(token), 0)
+            }
+            IpAddr::V4(_) => return None,
+            IpAddr::V6(local) if local.is_loopback() => (peer.ip(), peer.port()),
+            IpAddr::V6(_) => return None,
+        };
+        let key = OrigKey { netns_cookie: self.netns_cookie, addr: addr(address), port, pad: [0; 3] };
+        maps.take_original(&key).map(|found| socket_addr(&found))
     }
 
     /// Dials an application of this pod at its pod address; the application sees `client` as its peer.
     pub async fn dial_application(&self, dst: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
-        unimplemented!("{dst} {client}")
+        let (dst, client) = (canonical(dst), canonical(client));
+        let Some((netns, maps)) = &self.kernel else {
+            let stream = TcpStream::connect(dst).await?;
+            sys::face_application(&stream)?;
+            return Ok(stream);
+        };
+        let socket = netns.tcp_socket(dst.is_ipv6())?;
+        sys::face_application(&socket)?;
+        // Without a record the application would take a stranger for a local process: then it is not dialled at all.
+        let record = if dst.is_ipv6() {
+            record_by_port(&socket, self.netns_cookie, maps, client)?
+        } else {
+            record_by_token(&socket, self.netns_cookie, maps, client)?
+        };
+        let stream = connect(socket, dst).await?;
+        record.keep();
+        Ok(stream)
     }
 
     /// Dials any address from within the pod's namespace.
     pub async fn dial(&self, dst: SocketAddr) -> io::Result<TcpStream> {
-        unimplemented!("{dst}")
+        let dst = canonical(dst);
+        let Some((netns, _)) = &self.kernel else {
+            let stream = TcpStream::connect(dst).await?;
+            sys::watch_peer(&stream)?;
+            return Ok(stream);
+        };
+        let socket = netns.tcp_socket(dst.is_ipv6())?;
+        if let Some(own) = self.addresses.iter().find(|own| own.is_ipv6() == dst.is_ipv6()) {
+            sys::bind_address_no_port(&socket)?;
+            socket.bind(&SocketAddr::new(*own, 0).into())?;
+        }
+        let stream = connect(socket, dst).await?;
+        // Only now: a time-out of the handshake stays as long as plain TCP's.
+        sys::watch_peer(&stream)?;
+        Ok(stream)
     }
+}
+
+/// A v4-mapped address as the IPv4 address that it is.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+async fn connect(socket: Socket, dst: SocketAddr) -> io::Result<TcpStream> {
+    TcpSocket::from_std_stream(socket.into()).connect(dst).await
+}
+
+/// A client record that is taken back unless the dial succeeds: also when the dialling task is dropped.
+struct ClientRecord<'a> {
+    maps: &'a Maps,
+    key: ClientKey,
+    kept: bool,
+}
+
+impl ClientRecord<'_> {
+    /// The connection is there: the kernel moves the record to the application's socket.
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for ClientRecord<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.maps.remove_client(&self.key);
+        }
+    }
+}
+
+/// IPv4: binds to a fresh token address, which is the record's key whatever port `connect()` picks.
+fn record_by_token<'a>(
+    socket: &Socket,
+    netns_cookie: u64,
+    maps: &'a Maps,
+    client: SocketAddr,
+) -> io::Result<ClientRecord<'a>> {
+    for _ in 0..DRAWS {
+        let address = Ipv4Addr::from(CLIENT_TOKEN_PREFIX | (rand::random::<u32>() & CLIENT_TOKEN_MASK));
+        let key = ClientKey { netns_cookie, addr: addr(address.into()), port: 0, pad: [0; 3] };
+        if maps.put_client(&key, client).map_err(io::Error::other)? {
+            let record = ClientRecord { maps, key, kept: false };
+            sys::bind_address_no_port(socket)?;
+            socket.bind(&SocketAddr::new(address.into(), 0).into())?;
+            return Ok(record);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "no free client token"))
+}
+
+/// IPv6 has one loopback address: the key is the port, allocated before `connect()`.
+fn record_by_port<'a>(
+    socket: &Socket,
+    netns_cookie: u64,
+    maps: &'a Maps,
+    client: SocketAddr,
+) -> io::Result<ClientRecord<'a>> {
+    // Ports in TIME_WAIT may be taken again.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0).into())?;
+    let bound =
+        socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("a bound socket has no address"))?;
+    let key = ClientKey { netns_cookie, addr: addr(bound.ip()), port: bound.port(), pad: [0; 3] };
+    if maps.put_client(&key, client).map_err(io::Error::other)? {
+        return Ok(ClientRecord { maps, key, kept: false });
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, "the allocated port still has a client record"))
 }

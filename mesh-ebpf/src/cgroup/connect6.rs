@@ -4,7 +4,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{OrigKey, PORT_OUTBOUND, Reason};
-use mesh_ebpf::address::{LOOPBACK6, Words, is_mapped, left_alone4, left_alone6, mapped, to_words};
+use mesh_ebpf::address::{
+    LOOPBACK6, Words, is_mapped, left_alone4, left_alone6, mapped, read_words, to_words,
+};
 
 use crate::{caller, connect, token};
 
@@ -18,7 +20,8 @@ fn on_connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
     let pod = caller::enrolled_pod(ctx)?;
-    let dst = read(ctx);
+    // SAFETY: the kernel gives a valid context.
+    let dst = unsafe { read_words(&raw const (*ctx.sock_addr).user_ip6) };
     if is_mapped(dst) {
         if let Some(reason) = left_alone4(dst[3], pod) {
             return Err(reason);
@@ -37,20 +40,6 @@ fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
     }
     connect::set_port(ctx, PORT_OUTBOUND);
     Ok(())
-}
-
-#[inline(always)]
-fn read(ctx: &SockAddrContext) -> Words {
-    // SAFETY: the kernel gives a valid context.
-    unsafe {
-        let ip6 = core::ptr::addr_of!((*ctx.sock_addr).user_ip6).cast::<u32>();
-        [
-            ip6.read_volatile(),
-            ip6.add(1).read_volatile(),
-            ip6.add(2).read_volatile(),
-            ip6.add(3).read_volatile(),
-        ]
-    }
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
     CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, Reason, SOCKET_INBOUND, SOCKET_OUTBOUND, Socket,
 };
-use mesh_ebpf::address::{AF_INET, LOOPBACK6, Words, equal, is_mapped, mapped, to_addr, to_words};
+use mesh_ebpf::address::{AF_INET, LOOPBACK6, equal, is_mapped, mapped, read_words, to_addr, to_words};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{CLIENTS, ORIG_DST};
 
@@ -44,7 +44,8 @@ fn publish(ctx: &SockOpsContext) -> Option<Reason> {
     if !token {
         // SAFETY: the kernel gives a valid context.
         let ops = unsafe { &*ctx.ops };
-        key.addr = to_addr(local6(ops));
+        // SAFETY: sock_ops may read this field.
+        key.addr = to_addr(unsafe { read_words(&raw const ops.local_ip6) });
         key.port = ops.local_port as u16;
         socket.key = key;
     }
@@ -98,7 +99,12 @@ fn state_changed(ctx: &SockOpsContext) -> Option<Reason> {
 fn move_client(ctx: &SockOpsContext) -> Option<Reason> {
     // SAFETY: the kernel gives a valid context.
     let ops = unsafe { &*ctx.ops };
-    let remote = if ops.family == AF_INET { mapped(ops.remote_ip4) } else { remote6(ops) };
+    let remote = if ops.family == AF_INET {
+        mapped(ops.remote_ip4)
+    } else {
+        // SAFETY: sock_ops may read this field.
+        unsafe { read_words(&raw const ops.remote_ip6) }
+    };
     let host = u32::from_be(remote[3]);
     let port = if is_mapped(remote) && host & !CLIENT_TOKEN_MASK == CLIENT_TOKEN_PREFIX {
         0
@@ -132,14 +138,4 @@ fn outbound(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
 fn socket(ops: &bpf_sock_ops) -> *mut aya_ebpf::bindings::bpf_sock {
     // SAFETY: either variant of the union is the same pointer.
     unsafe { ops.__bindgen_anon_2.sk }
-}
-
-#[inline(always)]
-fn remote6(ops: &bpf_sock_ops) -> Words {
-    [ops.remote_ip6[0], ops.remote_ip6[1], ops.remote_ip6[2], ops.remote_ip6[3]]
-}
-
-#[inline(always)]
-fn local6(ops: &bpf_sock_ops) -> Words {
-    [ops.local_ip6[0], ops.local_ip6[1], ops.local_ip6[2], ops.local_ip6[3]]
 }

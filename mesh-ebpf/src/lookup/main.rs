@@ -12,7 +12,7 @@ use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{LISTENERS_PER_POD, ListenerSlot, PORT_MTLS, Reason};
-use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal};
+use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal, read_words};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::LISTENERS;
 
@@ -59,16 +59,20 @@ fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
     }
 }
 
+/// From loopback (the agent dials the application), to loopback (a redirected connection comes from the pod's own
+/// address), or from the address that it goes to. Nothing of this can come over a link: the stack drops it there.
 #[inline(always)]
 fn local4(lookup: &bpf_sk_lookup) -> bool {
-    let remote = lookup.remote_ip4;
-    remote == lookup.local_ip4 || u32::from_be(remote) >> 24 == 127
+    let (remote, local) = (lookup.remote_ip4, lookup.local_ip4);
+    remote == local || u32::from_be(remote) >> 24 == 127 || u32::from_be(local) >> 24 == 127
 }
 
 #[inline(always)]
 fn local6(lookup: &bpf_sk_lookup) -> bool {
-    let remote = lookup.remote_ip6;
-    equal(remote, lookup.local_ip6) || equal(remote, LOOPBACK6)
+    // SAFETY: sk_lookup may read these fields.
+    let (remote, local) =
+        unsafe { (read_words(&raw const lookup.remote_ip6), read_words(&raw const lookup.local_ip6)) };
+    equal(remote, local) || equal(remote, LOOPBACK6) || equal(local, LOOPBACK6)
 }
 
 #[unsafe(link_section = "license")]

@@ -1,0 +1,202 @@
+//! Finds the pods of this node. In: the pods' cgroup root and what the snapshot says of local workloads. Out: for each
+//! pod its cgroup and its network namespace, or the reason why the namespace is not believed to be the pod's.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use mesh_common::POD_LEVELS;
+use mesh_core::model::WorkloadUid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::sys::{self, NetNs};
+
+/// A pod's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PodCgroup {
+    pub(super) path: PathBuf,
+    pub(super) id: u64,
+}
+
+/// Why a pod's network namespace is not known (yet).
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The kubelet has not made it yet, or it is gone.
+    #[error("no cgroup of this pod is below the pods' root")]
+    NoCgroup,
+    /// Nothing runs in it.
+    #[error("no process runs in the pod's cgroup")]
+    NoProcess,
+    /// `hostNetwork`, or a process that was moved.
+    #[error("the pod's processes are in the node's own network namespace")]
+    NodeNamespace,
+    /// Two pods in one namespace: their identities could not be told apart.
+    #[error("the pod's network namespace is already pod {0}'s")]
+    Taken(WorkloadUid),
+    /// Addresses not there yet, or a mix-up.
+    #[error("the pod's network namespace does not have the pod's address {0}")]
+    NoAddress(IpAddr),
+    /// The process left while it was looked at.
+    #[error("the pod's process left its cgroup meanwhile")]
+    ProcessMoved,
+    /// A system call.
+    #[error("looking at the pod: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Every folder of a pod below `root`, by folder name.
+pub(super) fn scan(root: &Path) -> io::Result<HashMap<String, PodCgroup>> {
+    let mut found = HashMap::new();
+    descend(root, POD_LEVELS, &mut found)?;
+    Ok(found)
+}
+
+fn descend(dir: &Path, levels: u32, found: &mut HashMap<String, PodCgroup>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if is_pod(&name) {
+            match sys::cgroup_id(&path) {
+                Ok(id) => drop(found.insert(name, PodCgroup { path, id })),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        } else if levels > 1 {
+            match descend(&path, levels - 1, found) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `pod<uid>` (cgroupfs driver) or `kubepods-<class>-pod<uid>.slice` (systemd driver).
+fn is_pod(name: &str) -> bool {
+    name.starts_with("pod") || (name.ends_with(".slice") && name.contains("-pod"))
+}
+
+/// The cgroup of the pod `uid`.
+pub(super) fn cgroup_of<'a>(
+    scanned: &'a HashMap<String, PodCgroup>,
+    uid: &WorkloadUid,
+) -> Option<&'a PodCgroup> {
+    if let Some(found) = scanned.get(&format!("pod{uid}")) {
+        return Some(found);
+    }
+    // The systemd driver writes a dash as an underscore.
+    let slice = format!("-pod{}.slice", uid.0.replace('-', "_"));
+    scanned.iter().find(|(name, _)| name.ends_with(&slice)).map(|(_, found)| found)
+}
+
+/// The processes of a cgroup and of those below it.
+fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    collect(cgroup, &mut pids)?;
+    Ok(pids)
+}
+
+fn collect(cgroup: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
+    let own = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    // A process of another pid namespace reads as 0.
+    pids.extend(own.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            match collect(&entry.path(), pids) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The network namespace of the pod in `cgroup`. Whether it is another's is for the caller to ask.
+pub(super) fn namespace(
+    cgroup: &PodCgroup,
+    addresses: &[IpAddr],
+    node_cookie: u64,
+) -> Result<NetNs, Refusal> {
+    let pids = processes(&cgroup.path)?;
+    let mut refusal = Refusal::NoProcess;
+    for pid in pids {
+        match of_process(pid, cgroup, addresses, node_cookie) {
+            Ok(netns) => return Ok(netns),
+            Err(why) => refusal = why,
+        }
+    }
+    Err(refusal)
+}
+
+fn of_process(
+    pid: u32,
+    cgroup: &PodCgroup,
+    addresses: &[IpAddr],
+    node_cookie: u64,
+) -> Result<NetNs, Refusal> {
+    let handle = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Refusal::NoProcess)?;
+    let pidfd = pidfd_open(handle, PidfdFlags::empty()).map_err(io::Error::from)?;
+    let netns = NetNs::of_process(pid)?;
+    if netns.cookie == node_cookie {
+        return Err(Refusal::NodeNamespace);
+    }
+    for address in addresses {
+        if !netns.has_address(*address)? {
+            return Err(Refusal::NoAddress(*address));
+        }
+    }
+    // The number could be another process's by now; the pidfd says whether the one that was asked still lives.
+    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut ended, Some(&now)).map_err(io::Error::from)? != 0
+        || !processes(&cgroup.path)?.contains(&pid)
+        || sys::cgroup_id(&cgroup.path)? != cgroup.id
+    {
+        return Err(Refusal::ProcessMoved);
+    }
+    Ok(netns)
+}
+
+/// Whether the cgroup that was found is still there, and is the same.
+pub(super) fn still_exists(cgroup: &PodCgroup) -> bool {
+    sys::cgroup_id(&cgroup.path).ok() == Some(cgroup.id)
+}
+
+/// Whether a pod that was found is still where it was: its cgroup lives, and if processes run in it, one of them is in
+/// the namespace with this inode.
+pub(super) fn still_there(cgroup: &PodCgroup, netns_inode: u64) -> bool {
+    if !still_exists(cgroup) {
+        return false;
+    }
+    let Ok(pids) = processes(&cgroup.path) else { return false };
+    let expected = format!("net:[{netns_inode}]");
+    let mut readable =
+        pids.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok()).peekable();
+    readable.peek().is_none() || readable.any(|link| link.as_os_str() == expected.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_found_under_either_cgroup_driver() {
+        let cgroup = |id| PodCgroup { path: PathBuf::new(), id };
+        let scanned = HashMap::from([
+            ("podaaaa-1".to_owned(), cgroup(1)),
+            ("kubepods-burstable-podbbbb_2.slice".to_owned(), cgroup(2)),
+        ]);
+        let id = |uid: &str| cgroup_of(&scanned, &WorkloadUid(uid.into())).map(|found| found.id);
+        assert_eq!(id("aaaa-1"), Some(1));
+        assert_eq!(id("bbbb-2"), Some(2));
+        assert_eq!(id("cccc-3"), None);
+    }
+}

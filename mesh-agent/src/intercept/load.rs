@@ -1,0 +1,289 @@
+//! Loads the kernel programs, pins or adopts their maps and links, and takes both down on request.
+//!
+//! In: the embedded objects and [`Config`]. Out: an [`Interceptor`], which outlives nothing: when it goes, the pins stay
+//! and keep the pods closed until the next agent adopts them.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use mesh_common::{GLOBAL_NODE_NETNS, GLOBAL_POD_INDEX, GLOBAL_ROOT_LEVEL};
+use parking_lot::Mutex;
+
+use super::maps::{Maps, checked};
+use super::sync::PodProblem;
+use super::{cgroup, probe};
+use crate::sys::{self, NetNs, PinnedLink};
+
+static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-cgroup.o"));
+static LOOKUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-lookup.o"));
+
+/// The socket-address hooks; each is the name of its program and of its link's pin.
+const ADDRESS_HOOKS: [&str; 6] = [
+    "on_connect4",
+    "on_connect6",
+    "on_getpeername4",
+    "on_getpeername6",
+    "on_getsockname4",
+    "on_getsockname6",
+];
+const SOCK_OPS_HOOK: &str = "on_sock_ops";
+
+/// Where the interceptor works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cgroup that the pods' cgroups are below.
+    pub pods_root: PathBuf,
+    /// A folder on bpffs that is this agent's alone; made when missing.
+    pub pin_dir: PathBuf,
+    /// The name of this node, as workloads have it.
+    pub node: Arc<str>,
+}
+
+/// Why connections cannot be intercepted.
+#[derive(Debug, thiserror::Error)]
+pub enum InterceptError {
+    /// No cgroup v2.
+    #[error("cgroup v2 is not mounted")]
+    NoCgroup2,
+    /// A private cgroup namespace.
+    #[error(
+        "the mounted cgroup v2 is not the host's hierarchy: run the agent in the host's cgroup namespace"
+    )]
+    PrivateCgroups,
+    /// The pods' root is elsewhere.
+    #[error("{} is not below the mount point of cgroup v2", .0.display())]
+    NotACgroup(PathBuf),
+    /// The pin directory is not on bpffs.
+    #[error("{} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf", .0.display())]
+    NotBpffs(PathBuf),
+    /// A file operation.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object lacks a map: agent and kernel programs are of different builds.
+    #[error("the embedded kernel programs have no map {0}")]
+    NoSuchMap(&'static str),
+    /// The object lacks a program.
+    #[error("the embedded kernel programs have no program {0}")]
+    NoSuchProgram(&'static str),
+    /// A pinned map of another agent version.
+    #[error("the pinned map {0} has another layout: un-enrol the node's pods and remove the pins first")]
+    OtherLayout(&'static str),
+    /// The loader or the verifier.
+    #[error(transparent)]
+    Load(#[from] EbpfError),
+    /// A map operation.
+    #[error(transparent)]
+    Map(#[from] aya::maps::MapError),
+    /// Loading or attaching a program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A link could not be taken or pinned.
+    #[error("pinning the link {}: {reason}", .path.display())]
+    Link {
+        /// Its pin.
+        path: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+impl InterceptError {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// The loaded kernel side of this node.
+#[derive(Debug)]
+pub struct Interceptor {
+    pub(super) config: Config,
+    pub(super) maps: Arc<Maps>,
+    pub(super) node_cookie: u64,
+    pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
+}
+
+impl Interceptor {
+    /// Loads and attaches everything that is the node's, adopting what an earlier agent left pinned. Call it from a
+    /// thread in the node's own network namespace.
+    pub fn start(config: Config) -> Result<Self, InterceptError> {
+        let mount = cgroup::mount()
+            .map_err(InterceptError::io("reading /proc/self/mounts"))?
+            .ok_or(InterceptError::NoCgroup2)?;
+        if !cgroup::is_host_hierarchy(&mount).map_err(InterceptError::io("looking at cgroup v2"))? {
+            return Err(InterceptError::PrivateCgroups);
+        }
+        let level = cgroup::level(&mount, &config.pods_root)
+            .ok_or_else(|| InterceptError::NotACgroup(config.pods_root.clone()))?;
+        prepare_pins(&config.pin_dir)?;
+        let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(&config.pin_dir)
+            .map_pin_path("SOCKETS", config.pin_dir.join("SOCKETS"))
+            // aya has no handle for socket storage that it would accept here; only the programs use it.
+            .allow_unsupported_maps()
+            .override_global(GLOBAL_NODE_NETNS, &netns.cookie, true)
+            .override_global(GLOBAL_ROOT_LEVEL, &level, true)
+            .load(CGROUP_OBJECT)?;
+        let listeners = checked(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
+        let maps = Maps::take(&mut object, listeners)?;
+        attach_all(&mut object, &config)?;
+        Ok(Self {
+            config,
+            maps: Arc::new(maps),
+            node_cookie: netns.cookie,
+            problems: Arc::new(Mutex::new(Vec::new())),
+        })
+    }
+
+    /// How often each kernel program ended how, since the maps were made.
+    pub fn reasons(&self) -> Vec<(&'static str, u64)> {
+        self.maps.reasons()
+    }
+
+    /// What this node lacks for interception, and the mend.
+    pub fn probe() -> Vec<probe::Probe> {
+        probe::probe()
+    }
+
+    /// Enrolled pods that are not intercepted now, and why.
+    pub fn problems(&self) -> Vec<PodProblem> {
+        self.problems.lock().clone()
+    }
+
+    /// Removes every pin below `pin_dir`: the programs detach and the pods' connections are plain again. Sockets that
+    /// are redirected now stay so until they close.
+    pub fn uninstall(pin_dir: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(pin_dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The folder of the node's links.
+fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
+}
+
+/// The folder of the pods' `sk_lookup` links.
+pub(super) fn lookups_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("lookups")
+}
+
+/// The pin of one pod's `sk_lookup` link. (A bpffs name must not have a dot: a uid might.)
+pub(super) fn lookup_pin(pin_dir: &Path, cgroup_id: u64) -> PathBuf {
+    lookups_dir(pin_dir).join(cgroup_id.to_string())
+}
+
+fn prepare_pins(pin_dir: &Path) -> Result<(), InterceptError> {
+    for dir in [links_dir(pin_dir), lookups_dir(pin_dir)] {
+        fs::create_dir_all(&dir).map_err(InterceptError::io(format!("making {}", dir.display())))?;
+    }
+    if !probe::is_bpffs(pin_dir) {
+        return Err(InterceptError::NotBpffs(pin_dir.to_owned()));
+    }
+    Ok(())
+}
+
+fn attach_all(object: &mut Ebpf, config: &Config) -> Result<(), InterceptError> {
+    let root = fs::File::open(&config.pods_root)
+        .map_err(InterceptError::io(format!("opening {}", config.pods_root.display())))?;
+    let root_id = sys::cgroup_id(&config.pods_root)
+        .map_err(InterceptError::io(format!("looking at {}", config.pods_root.display())))?;
+    let links = links_dir(&config.pin_dir);
+    // First what answers for redirected sockets, then what redirects.
+    let program: &mut SockOps = program(object, SOCK_OPS_HOOK)?;
+    program.load()?;
+    if !adopt(&links.join(SOCK_OPS_HOOK), root_id, program.fd()?.as_fd())? {
+        let id = program.attach(&root, CgroupAttachMode::Single)?;
+        let link = program.take_link(id)?;
+        pin(FdLink::try_from(link), &links.join(SOCK_OPS_HOOK))?;
+    }
+    for name in ADDRESS_HOOKS.into_iter().rev() {
+        let program: &mut CgroupSockAddr = self::program(object, name)?;
+        program.load()?;
+        if !adopt(&links.join(name), root_id, program.fd()?.as_fd())? {
+            let id = program.attach(&root, CgroupAttachMode::Single)?;
+            let link = program.take_link(id)?;
+            pin(FdLink::try_from(link), &links.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The program `name` of `object`, as the type that it must be.
+fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, InterceptError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    Ok(object.program_mut(name).ok_or(InterceptError::NoSuchProgram(name))?.try_into()?)
+}
+
+/// Puts the new program into a link that an earlier agent pinned, if it is attached to the live cgroup.
+fn adopt(path: &Path, cgroup_id: u64, program: std::os::fd::BorrowedFd<'_>) -> Result<bool, InterceptError> {
+    let what = || InterceptError::io(format!("adopting the link {}", path.display()));
+    let Some(link) = PinnedLink::open(path).map_err(what())? else { return Ok(false) };
+    if link.cgroup_id().map_err(what())? == cgroup_id && link.update(program).is_ok() {
+        return Ok(true);
+    }
+    // Its cgroup is gone: the link holds nothing any more.
+    fs::remove_file(path).map_err(what())?;
+    Ok(false)
+}
+
+fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(), InterceptError> {
+    let failed = |reason: String| InterceptError::Link { path: path.to_owned(), reason };
+    let link = link.map_err(|error| failed(error.to_string()))?;
+    link.pin(path).map(drop).map_err(|error| failed(format!("{error:?}")))
+}
+
+fn lookup_object(pin_dir: &Path, index: u32) -> Result<Ebpf, InterceptError> {
+    Ok(EbpfLoader::new()
+        .default_map_pin_directory(pin_dir)
+        .override_global(GLOBAL_POD_INDEX, &index, true)
+        .load(LOOKUP_OBJECT)?)
+}
+
+/// Loads a pod's own `sk_lookup` instance and attaches it, in the link of an earlier agent where there is one.
+pub(super) fn attach_lookup(
+    config: &Config,
+    cgroup_id: u64,
+    index: u32,
+    netns: &NetNs,
+) -> Result<(), InterceptError> {
+    let path = lookup_pin(&config.pin_dir, cgroup_id);
+    let what = || InterceptError::io(format!("adopting the link {}", path.display()));
+    let mut object = lookup_object(&config.pin_dir, index)?;
+    let program: &mut SkLookup = program(&mut object, "steer")?;
+    program.load()?;
+    if let Some(link) = PinnedLink::open(&path).map_err(what())? {
+        let live = link.netns_inode().map_err(what())? == netns.inode;
+        if live && link.update(program.fd()?.as_fd()).is_ok() {
+            return Ok(());
+        }
+        fs::remove_file(&path).map_err(what())?;
+    }
+    let id = program.attach(netns)?;
+    let link = program.take_link(id)?;
+    pin(Ok::<_, ProgramError>(FdLink::from(link)), &path)
+}
+
+/// Detaches a pod's `sk_lookup` instance.
+pub(super) fn detach_lookup(config: &Config, cgroup_id: u64) -> io::Result<()> {
+    match fs::remove_file(lookup_pin(&config.pin_dir, cgroup_id)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,139 @@
+//! The pinned maps, as the agent uses them. In: the loaded object. Out: typed, locked handles; every entry is written and
+//! read through here.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
+use mesh_common::{Addr, ClientKey, Endpoint, MAX_REASONS, OrigKey, Pod, REASONS};
+use parking_lot::Mutex;
+use socket2::Socket;
+
+use super::load::InterceptError;
+
+/// `BPF_NOEXIST`: the key must be free.
+const NO_EXIST: u64 = 1;
+
+/// Handles of the maps.
+pub(super) struct Maps {
+    pub(super) pods: Mutex<HashMap<MapData, u64, Pod>>,
+    pub(super) originals: Mutex<HashMap<MapData, OrigKey, Endpoint>>,
+    pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
+    listeners: Mutex<SockMap<MapData>>,
+    reasons: PerCpuArray<MapData, u64>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of an object that was loaded with them pinned.
+    pub(super) fn take(object: &mut Ebpf, listeners: Map) -> Result<Self, InterceptError> {
+        Ok(Self {
+            pods: Mutex::new(checked(object, "PODS")?.try_into()?),
+            originals: Mutex::new(checked(object, "ORIG_DST")?.try_into()?),
+            clients: Mutex::new(checked(object, "CLIENTS")?.try_into()?),
+            listeners: Mutex::new(listeners.try_into()?),
+            reasons: checked(object, "REASONS")?.try_into()?,
+        })
+    }
+
+    /// Puts a listener where the kernel finds it.
+    pub(super) fn set_listener(&self, slot: u32, listener: &Socket) -> Result<(), MapError> {
+        self.listeners.lock().set(slot, listener, 0)
+    }
+
+    /// Empties a listener slot.
+    pub(super) fn clear_listener(&self, slot: u32) {
+        // An empty slot cannot be emptied, and a closed listener has left by itself: both are what is wanted.
+        let _already_empty = self.listeners.lock().clear_index(&slot);
+    }
+
+    /// Removes and returns the original destination under `key`.
+    pub(super) fn take_original(&self, key: &OrigKey) -> Option<Endpoint> {
+        let mut originals = self.originals.lock();
+        let found = originals.get(key, 0).ok()?;
+        // One-shot: whoever removes it has it.
+        originals.remove(key).ok()?;
+        Some(found)
+    }
+
+    /// Records the true client of a connection that is about to be dialled; `Ok(false)` when the key is taken.
+    pub(super) fn put_client(&self, key: &ClientKey, client: SocketAddr) -> Result<bool, MapError> {
+        match self.clients.lock().insert(key, endpoint(client), NO_EXIST) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a client record, if it is still there.
+    pub(super) fn remove_client(&self, key: &ClientKey) {
+        // The kernel may have moved it to the application's socket.
+        let _moved = self.clients.lock().remove(key);
+    }
+
+    /// How often each outcome was counted, over all CPUs.
+    pub(super) fn reasons(&self) -> Vec<(&'static str, u64)> {
+        let total = |index: u32| self.reasons.get(&index, 0).map_or(0, |values| values.iter().sum());
+        REASONS.iter().map(|(reason, name)| (*name, total(*reason as u32))).collect()
+    }
+}
+
+/// Takes a map out of `object` if the pinned one, which may be an older agent's, has this agent's layout.
+pub(super) fn checked(object: &mut Ebpf, name: &'static str) -> Result<Map, InterceptError> {
+    let map = object.take_map(name).ok_or(InterceptError::NoSuchMap(name))?;
+    let (data, key, value, entries) = match &map {
+        Map::HashMap(data) if name == "PODS" => (data, size_of::<u64>(), size_of::<Pod>(), None),
+        Map::HashMap(data) => (data, size_of::<OrigKey>(), size_of::<Endpoint>(), None),
+        Map::PerCpuArray(data) => (data, size_of::<u32>(), size_of::<u64>(), Some(MAX_REASONS)),
+        _ => return Ok(map),
+    };
+    let info = data.info()?;
+    let same = info.key_size() as usize == key
+        && info.value_size() as usize == value
+        && entries.is_none_or(|entries| info.max_entries() == entries);
+    if same { Ok(map) } else { Err(InterceptError::OtherLayout(name)) }
+}
+
+/// An address and port as the maps have them.
+pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint { addr: addr(address.ip()), port: address.port(), pad: 0 }
+}
+
+/// The address and port of a map entry.
+pub(super) fn socket_addr(endpoint: &Endpoint) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::from(endpoint.addr).to_canonical(), endpoint.port)
+}
+
+/// An address as the maps have it.
+pub(super) fn addr(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(v4) => mesh_common::mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_maps_form() {
+        for text in ["10.0.0.1:80", "[2001:db8::1]:443", "127.64.1.2:0"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(socket_addr(&endpoint(address)), address);
+        }
+    }
+
+    #[test]
+    fn a_mapped_address_comes_back_as_ipv4() {
+        let mapped: SocketAddr = "[::ffff:10.0.0.1]:80".parse().unwrap();
+        assert_eq!(socket_addr(&endpoint(mapped)), "10.0.0.1:80".parse().unwrap());
+    }
+}

@@ -1,0 +1,387 @@
+//! Keeps the kernel in step with the snapshot. In: snapshots, and the pods' cgroups as they come and go. Out: `PODS`
+//! entries, listeners, `sk_lookup` instances, and [`PodEvent`]s for the data plane.
+//!
+//! Order of enrolment: listeners, their slots, `sk_lookup`, the event, and the `PODS` entry last, so that no connection is
+//! redirected to nobody and none slips by in plaintext. Un-enrolment goes the other way round. One thread of its own does
+//! all of it: it enters namespaces and waits for the verifier.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use mesh_common::{LISTENERS_PER_POD, MAX_PODS, POD_ENROLLED, Pod};
+use mesh_core::model::{Workload, WorkloadUid};
+use mesh_core::snapshot::Snapshot;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+use super::discover::{self, PodCgroup, Refusal};
+use super::listen::{self, ListenError};
+use super::load::{self, InterceptError, Interceptor};
+use super::maps::addr;
+use super::pod::{PodEvent, PodNet};
+use super::sweep::{self, Sweeper};
+use crate::sys::NetNs;
+
+/// How often the pods' cgroups are looked at.
+const SCAN: Duration = Duration::from_millis(200);
+/// How often the thread asks for a newer snapshot.
+const TICK: Duration = Duration::from_millis(20);
+
+/// A local enrolled pod that is not intercepted, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodProblem {
+    /// Which pod.
+    pub uid: WorkloadUid,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a pod was not enrolled.
+#[derive(Debug, thiserror::Error)]
+enum EnrolError {
+    #[error(transparent)]
+    Discover(#[from] Refusal),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Kernel(#[from] InterceptError),
+    #[error("a map entry: {0}")]
+    Map(#[from] aya::maps::MapError),
+    #[error("{MAX_PODS} pods are known on this node already")]
+    TooMany,
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// The running synchronisation. Dropping it stops the thread and leaves the kernel as it is.
+#[derive(Debug)]
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Stops and waits until the thread has ended.
+    pub fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the interception thread had panicked");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Interceptor {
+    /// Starts to keep the kernel in step. Until a first snapshot (version above 0) is published, whatever an earlier
+    /// agent enrolled stays closed.
+    pub fn run(
+        &self,
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        versions: watch::Receiver<u64>,
+        events: mpsc::Sender<PodEvent>,
+    ) -> io::Result<Running> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut sync = Sync {
+            config: self.config.clone(),
+            maps: Arc::clone(&self.maps),
+            node_cookie: self.node_cookie,
+            problems: Arc::clone(&self.problems),
+            events,
+            stop: Arc::clone(&stop),
+            pods: HashMap::new(),
+            orphans: HashMap::new(),
+            scan_error: None,
+        };
+        let thread = thread::Builder::new()
+            .name("intercept".into())
+            .spawn(move || sync.serve(&snapshots, versions))?;
+        Ok(Running { stop, thread: Some(thread) })
+    }
+}
+
+/// A pod that the kernel was told of.
+#[derive(Debug)]
+struct Local {
+    cgroup: PodCgroup,
+    index: u32,
+    addresses: Vec<IpAddr>,
+    /// `Some` while it is enrolled.
+    netns: Option<Arc<NetNs>>,
+}
+
+#[derive(Debug)]
+struct Sync {
+    config: load::Config,
+    maps: Arc<super::maps::Maps>,
+    node_cookie: u64,
+    problems: Arc<parking_lot::Mutex<Vec<PodProblem>>>,
+    events: mpsc::Sender<PodEvent>,
+    stop: Arc<AtomicBool>,
+    pods: HashMap<WorkloadUid, Local>,
+    /// Entries of an earlier agent (by cgroup id) that no pod has claimed yet: they stay closed.
+    orphans: HashMap<u64, Pod>,
+    scan_error: Option<io::ErrorKind>,
+}
+
+impl Sync {
+    fn serve(&mut self, snapshots: &ArcSwap<Snapshot>, mut versions: watch::Receiver<u64>) {
+        sweep::clear(&self.maps, None);
+        self.orphans = self.maps.pods.lock().iter().filter_map(Result::ok).collect();
+        let mut sweeper = Sweeper::new();
+        let mut scan_due = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) && !self.events.is_closed() {
+            let now = Instant::now();
+            // A closed channel means that the control plane ended: the cgroups are followed all the same.
+            let newer = versions.has_changed().unwrap_or(false);
+            if newer || now >= scan_due {
+                versions.mark_unchanged();
+                scan_due = now + SCAN;
+                let snapshot = snapshots.load_full();
+                if snapshot.version > 0 {
+                    self.reconcile(&snapshot);
+                }
+                sweeper.tick(&self.maps, now);
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    fn reconcile(&mut self, snapshot: &Snapshot) {
+        let scanned = match discover::scan(&self.config.pods_root) {
+            Ok(scanned) => scanned,
+            Err(error) => {
+                // Nothing is known of any pod now: all stays as it is.
+                if self.scan_error.replace(error.kind()) != Some(error.kind()) {
+                    tracing::error!(root = %self.config.pods_root.display(), %error, "cannot read the pods' cgroups");
+                }
+                return;
+            }
+        };
+        self.scan_error = None;
+        let local: HashMap<&WorkloadUid, &Workload> = snapshot
+            .workloads()
+            .filter(|workload| workload.node == self.config.node)
+            .map(|workload| (&workload.uid, workload.as_ref()))
+            .collect();
+        self.depart(&local);
+        let mut problems = Vec::new();
+        for workload in local.values() {
+            if let Err(error) = self.arrive(workload, &scanned) {
+                problems.push(problem(workload, &error));
+            }
+        }
+        self.release_orphans(&local, &scanned);
+        self.publish(problems);
+    }
+
+    /// Un-enrols what is gone or no longer to be enrolled.
+    fn depart(&mut self, local: &HashMap<&WorkloadUid, &Workload>) {
+        let mut leaving = Vec::new();
+        for (uid, pod) in &self.pods {
+            let inode = pod.netns.as_ref().map_or(0, |netns| netns.inode);
+            let here = match &pod.netns {
+                Some(_) => discover::still_there(&pod.cgroup, inode),
+                None => discover::still_exists(&pod.cgroup),
+            };
+            let stays = local.get(uid).is_some_and(|workload| {
+                pod.netns.is_none() || (workload.enrolled && workload.addresses == pod.addresses)
+            });
+            if !here || !stays {
+                leaving.push((uid.clone(), !here));
+            }
+        }
+        for (uid, gone) in leaving {
+            if let Some(pod) = self.pods.remove(&uid) {
+                self.leave(uid, &pod, gone);
+            }
+        }
+    }
+
+    /// Takes a pod out of the kernel: first nothing new is redirected, then nothing new is steered, then nobody listens.
+    fn leave(&self, uid: WorkloadUid, pod: &Local, gone: bool) {
+        if let Err(error) = self.maps.pods.lock().remove(&pod.cgroup.id) {
+            tracing::warn!(pod = %uid, %error, "removing the pod's entry");
+        }
+        let Some(netns) = &pod.netns else { return };
+        self.dismantle(pod.cgroup.id, pod.index);
+        tracing::info!(pod = %uid, gone, "un-enrolled");
+        // The data plane is told last; when it has ended there is nobody to tell.
+        let _stopping = self.send(PodEvent::Down { uid, gone });
+        sweep::clear(&self.maps, Some(netns.cookie));
+    }
+
+    fn dismantle(&self, cgroup_id: u64, index: u32) {
+        if let Err(error) = load::detach_lookup(&self.config, cgroup_id) {
+            tracing::warn!(cgroup_id, %error, "detaching sk_lookup");
+        }
+        for slot in 0..LISTENERS_PER_POD {
+            self.maps.clear_listener(index * LISTENERS_PER_POD + slot);
+        }
+    }
+
+    /// Enrols a pod, or records that it is not to be.
+    fn arrive(
+        &mut self,
+        workload: &Workload,
+        scanned: &HashMap<String, PodCgroup>,
+    ) -> Result<(), EnrolError> {
+        let known = self.pods.get(&workload.uid);
+        if known.is_some_and(|pod| pod.netns.is_some() == workload.enrolled) {
+            return Ok(());
+        }
+        let Some(cgroup) = discover::cgroup_of(scanned, &workload.uid) else {
+            return if workload.enrolled { Err(Refusal::NoCgroup.into()) } else { Ok(()) };
+        };
+        let orphan = self.orphans.get(&cgroup.id).map(|pod| pod.index);
+        let index =
+            known.map(|pod| pod.index).or(orphan).or_else(|| self.free_index()).ok_or(EnrolError::TooMany)?;
+        let mut pod =
+            Local { cgroup: cgroup.clone(), index, addresses: workload.addresses.clone(), netns: None };
+        if workload.enrolled {
+            pod.netns = Some(self.enrol(workload, &pod)?);
+        } else {
+            if orphan.is_some() {
+                self.dismantle(cgroup.id, index);
+            }
+            self.maps.pods.lock().insert(cgroup.id, entry(&pod), 0)?;
+        }
+        self.orphans.remove(&cgroup.id);
+        self.pods.insert(workload.uid.clone(), pod);
+        Ok(())
+    }
+
+    fn enrol(&self, workload: &Workload, pod: &Local) -> Result<Arc<NetNs>, EnrolError> {
+        let netns = discover::namespace(&pod.cgroup, &workload.addresses, self.node_cookie)?;
+        let same = |other: &Local| other.netns.as_ref().is_some_and(|held| held.cookie == netns.cookie);
+        if let Some((uid, _)) = self.pods.iter().find(|(uid, other)| **uid != workload.uid && same(other)) {
+            return Err(Refusal::Taken(uid.clone()).into());
+        }
+        let netns = Arc::new(netns);
+        let sockets = listen::open(&netns, &workload.addresses)?;
+        for (slot, socket) in &sockets.inbound {
+            self.maps.set_listener(pod.index * LISTENERS_PER_POD + *slot as u32, socket)?;
+        }
+        load::attach_lookup(&self.config, pod.cgroup.id, pod.index, &netns)?;
+        let net = PodNet::new(
+            workload.uid.clone(),
+            workload.addresses.clone(),
+            Arc::clone(&netns),
+            Arc::clone(&self.maps),
+        );
+        let up = PodEvent::Up(Arc::new(net), sockets.into_listeners());
+        // Stopping: what is attached stays pinned with empty slots, which is closed.
+        self.send(up)?;
+        let enrolled = Local {
+            netns: Some(Arc::clone(&netns)),
+            cgroup: pod.cgroup.clone(),
+            addresses: workload.addresses.clone(),
+            ..*pod
+        };
+        let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled), 0);
+        if let Err(error) = written {
+            self.dismantle(pod.cgroup.id, pod.index);
+            self.send(PodEvent::Down { uid: workload.uid.clone(), gone: false })?;
+            return Err(error.into());
+        }
+        tracing::info!(pod = %workload.uid, name = %workload.name, index = pod.index, "enrolled");
+        Ok(netns)
+    }
+
+    /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more.
+    fn release_orphans(
+        &mut self,
+        local: &HashMap<&WorkloadUid, &Workload>,
+        scanned: &HashMap<String, PodCgroup>,
+    ) {
+        let enrolled: HashSet<u64> = local
+            .values()
+            .filter(|workload| workload.enrolled)
+            .filter_map(|workload| discover::cgroup_of(scanned, &workload.uid))
+            .map(|cgroup| cgroup.id)
+            .collect();
+        let released: Vec<_> = self.orphans.extract_if(|id, _| !enrolled.contains(id)).collect();
+        for (cgroup_id, pod) in released {
+            if let Err(error) = self.maps.pods.lock().remove(&cgroup_id) {
+                tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
+            }
+            self.dismantle(cgroup_id, pod.index);
+        }
+    }
+
+    fn free_index(&self) -> Option<u32> {
+        let used: HashSet<u32> = self
+            .pods
+            .values()
+            .map(|pod| pod.index)
+            .chain(self.orphans.values().map(|pod| pod.index))
+            .collect();
+        (0..MAX_PODS).find(|index| !used.contains(index))
+    }
+
+    fn publish(&self, problems: Vec<PodProblem>) {
+        let mut held = self.problems.lock();
+        for problem in problems.iter().filter(|problem| !held.contains(problem)) {
+            tracing::warn!(pod = %problem.uid, name = problem.name, reason = problem.reason, "pod is not enrolled");
+        }
+        *held = problems;
+    }
+
+    /// Gives an event to the data plane, waiting for room unless the agent stops.
+    fn send(&self, mut event: PodEvent) -> Result<(), EnrolError> {
+        loop {
+            match self.events.try_send(event) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Closed(_)) => return Err(EnrolError::Stopping),
+                Err(TrySendError::Full(_)) if self.stop.load(Ordering::Relaxed) => {
+                    return Err(EnrolError::Stopping);
+                }
+                Err(TrySendError::Full(back)) => event = back,
+            }
+            thread::sleep(TICK);
+        }
+    }
+}
+
+/// What the kernel is told of a pod.
+fn entry(pod: &Local) -> Pod {
+    let of_family = |ipv6: bool| {
+        pod.addresses
+            .iter()
+            .find(|address| address.is_ipv6() == ipv6)
+            .map(|address| addr(*address))
+            .unwrap_or_default()
+    };
+    Pod {
+        netns_cookie: pod.netns.as_ref().map_or(0, |netns| netns.cookie),
+        addr4: of_family(false),
+        addr6: of_family(true),
+        index: pod.index,
+        flags: if pod.netns.is_some() { POD_ENROLLED } else { 0 },
+    }
+}
+
+fn problem(workload: &Workload, error: &EnrolError) -> PodProblem {
+    PodProblem {
+        uid: workload.uid.clone(),
+        namespace: workload.namespace().to_owned(),
+        name: workload.name.to_string(),
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,256 @@
+//! Interception on a real kernel: one pod, one outsider, the agent's side in this process. Needs root; skipped without.
+
+mod pod_fixture;
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use mesh_agent::intercept::{Interceptor, PodEvent};
+use pod_fixture::{Fixture, OUT4, OUT6, POD4, POD6, accept};
+
+/// Not a test: what the processes in the pods run.
+#[test]
+#[ignore = "started by the tests inside a pod"]
+fn pod_process() {
+    pod_fixture::obey();
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn a_redirected_connection_keeps_its_original_destination_and_shows_true_addresses() {
+    let Some(fixture) = Fixture::new("out") else { return };
+    let mut client = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (net, listeners) = node.up();
+    let cases = [
+        (SocketAddr::new(OUT4, 80), SocketAddr::new(OUT4, 80), POD4.to_string()),
+        (SocketAddr::new(OUT6, 81), SocketAddr::new(OUT6, 81), POD6.to_string()),
+        (format!("[::ffff:{OUT4}]:82").parse().unwrap(), SocketAddr::new(OUT4, 82), format!("::ffff:{POD4}")),
+    ];
+    for (dialled, original, local) in cases {
+        assert_eq!(client.ask(&format!("connect {dialled}")), format!("peer={dialled} local={local}"));
+        let (stream, peer) = accept(&listeners.outbound);
+        let at = stream.local_addr().unwrap();
+        assert_eq!(net.take_original_destination(at, peer), Some(original), "{dialled}");
+        assert_eq!(net.take_original_destination(at, peer), None, "a record is taken once");
+    }
+    for (dialled, local) in [
+        (SocketAddr::new(OUT4, 83), SocketAddr::new(POD4, 4001)),
+        (SocketAddr::new(OUT6, 84), SocketAddr::new(POD6, 4002)),
+    ] {
+        assert_eq!(
+            client.ask(&format!("bound {dialled} {}", local.port())),
+            format!("peer={dialled} local={local}")
+        );
+        let (stream, peer) = accept(&listeners.outbound);
+        assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), Some(dialled));
+    }
+    assert_eq!(node.reason("connect_redirected"), 5);
+    assert_eq!(node.reason("orig_dst_published"), 5);
+    node.die();
+}
+
+#[test]
+fn loopback_and_own_addresses_are_left_alone() {
+    let Some(fixture) = Fixture::new("own") else { return };
+    let mut server = fixture.pod();
+    let mut client = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, _listeners) = node.up();
+    assert_eq!(server.ask("listen [::]:90"), "listening");
+    for at in [format!("{POD4}:90"), format!("[{POD6}]:90"), "127.0.0.1:90".into(), "[::1]:90".into()] {
+        let dialled: SocketAddr = at.parse().unwrap();
+        assert_eq!(client.ask(&format!("connect {at}")), format!("peer={at} local={}", dialled.ip()));
+        assert!(server.answer().starts_with("accept="));
+    }
+    assert_eq!(node.reason("connect_redirected"), 0);
+    assert_eq!(node.reason("connect_loopback"), 2);
+    assert_eq!(node.reason("connect_own_address"), 2);
+    node.die();
+}
+
+#[test]
+fn an_application_sees_the_client_that_the_agent_names() {
+    let Some(fixture) = Fixture::new("app") else { return };
+    let mut server = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (net, _listeners) = node.up();
+    let runtime = runtime();
+    let cases = [
+        ("10.91.0.1:90", "10.91.0.1:90", "10.1.2.3:4567", "10.1.2.3:4567", "10.91.0.1:90"),
+        ("[fd91::1]:91", "[fd91::1]:91", "[fd00::7]:4568", "[fd00::7]:4568", "[fd91::1]:91"),
+        ("[::]:92", "10.91.0.1:92", "10.1.2.3:4569", "[::ffff:10.1.2.3]:4569", "[::ffff:10.91.0.1]:92"),
+        ("[::]:93", "[fd91::1]:93", "[fd00::8]:4570", "[fd00::8]:4570", "[fd91::1]:93"),
+    ];
+    for (listen, dst, client, shown, local) in cases {
+        assert_eq!(server.ask(&format!("listen {listen}")), "listening");
+        let dialled = net.dial_application(dst.parse().unwrap(), client.parse().unwrap());
+        let _stream = runtime.block_on(dialled).unwrap();
+        assert_eq!(server.answer(), format!("accept={shown} peer={shown} local={local}"), "{listen}");
+    }
+    let refused = runtime
+        .block_on(net.dial_application("10.91.0.1:99".parse().unwrap(), "10.1.2.3:1".parse().unwrap()));
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(node.reason("client_moved"), 4);
+    node.die();
+}
+
+#[test]
+fn a_server_in_a_tight_accept_loop_never_sees_a_loopback_peer() {
+    let Some(fixture) = Fixture::new("spin") else { return };
+    let mut server = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (net, _listeners) = node.up();
+    assert_eq!(server.ask("spin [::]:90 5000"), "listening");
+    runtime().block_on(async {
+        for turn in 0..5000_u16 {
+            let (dst, client) = if turn % 2 == 0 {
+                ("10.91.0.1:90", "10.1.2.3:1000")
+            } else {
+                ("[fd91::1]:90", "[fd00::7]:1000")
+            };
+            net.dial_application(dst.parse().unwrap(), client.parse().unwrap()).await.unwrap();
+        }
+    });
+    assert_eq!(server.answer(), "seen=5000 loopback=0");
+    node.die();
+}
+
+#[test]
+fn inbound_connections_reach_the_listener_of_their_kind_and_an_empty_slot_drops() {
+    let Some(fixture) = Fixture::new("in") else { return };
+    let mut server = fixture.pod();
+    let mut outsider = fixture.outsider();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(server.ask("listen [::]:90"), "listening");
+    for (own, from) in [(POD4, OUT4), (POD6, OUT6)] {
+        for port in [90, 15001, 15006, 15008, 4444] {
+            let dialled = SocketAddr::new(own, port);
+            assert_eq!(outsider.ask(&format!("connect {dialled}")), format!("peer={dialled} local={from}"));
+            let kind = if port == 15008 { &listeners.mtls } else { &listeners.inbound };
+            let (stream, peer) = accept(kind);
+            assert_eq!((stream.local_addr().unwrap(), peer.ip()), (dialled, from));
+        }
+    }
+    drop(listeners);
+    for (own, port) in [(POD4, 90), (POD6, 90), (POD4, 15008), (POD6, 15008)] {
+        assert_eq!(
+            outsider.ask(&format!("connect {}", SocketAddr::new(own, port))),
+            "error=ConnectionRefused"
+        );
+    }
+    assert_eq!(node.reason("lookup_empty_slot"), 4);
+    node.die();
+}
+
+#[test]
+fn unenrolment_restores_direct_connections_both_ways() {
+    let Some(fixture) = Fixture::new("off") else { return };
+    let mut pod = fixture.pod();
+    let mut outsider = fixture.outsider();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(pod.ask("listen 0.0.0.0:90"), "listening");
+    assert_eq!(outsider.ask("listen [::]:91"), "listening");
+    fixture.publish(false);
+    assert!(matches!(node.event(), PodEvent::Down { gone: false, .. }));
+    drop(listeners);
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+    assert!(pod.answer().starts_with(&format!("accept={OUT4}")));
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    assert!(outsider.answer().starts_with(&format!("accept=[::ffff:{POD4}]")));
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    assert!(node.reason("connect_not_enrolled") > 0);
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(
+        outsider.answer().split(' ').next().unwrap().split(']').next().unwrap(),
+        format!("accept=[::ffff:{POD4}")
+    );
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+    accept(&listeners.inbound);
+    drop(pod);
+    // The cgroup stays; a pod that ends takes its cgroup with it.
+    std::fs::remove_dir(fixture.pods_root.join("burstable").join(format!("pod{}", fixture.uid))).unwrap();
+    assert!(matches!(node.event(), PodEvent::Down { gone: true, .. }));
+    node.die();
+}
+
+#[test]
+fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
+    let Some(fixture) = Fixture::new("adopt") else { return };
+    let mut pod = fixture.pod();
+    let mut outsider = fixture.outsider();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (net, listeners) = node.up();
+    assert_eq!(pod.ask("listen 0.0.0.0:90"), "listening");
+    assert_eq!(outsider.ask("listen 0.0.0.0:91"), "listening");
+    let links = || {
+        let mut names: Vec<_> = std::fs::read_dir(fixture.pin_dir.join("lookups"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = links();
+    drop((net, listeners));
+    node.die();
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), "error=ConnectionRefused");
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=ConnectionRefused");
+    let mut node = fixture.node();
+    let (net, listeners) = node.up();
+    assert_eq!(links(), before);
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+    accept(&listeners.inbound);
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    let (stream, peer) = accept(&listeners.outbound);
+    let original = net.take_original_destination(stream.local_addr().unwrap(), peer);
+    assert_eq!(original, Some(SocketAddr::new(OUT4, 91)));
+    assert!(node.reason("orig_dst_abandoned") > 0);
+    node.die();
+}
+
+#[test]
+fn a_taken_port_keeps_the_pod_unenrolled_with_a_problem() {
+    let Some(fixture) = Fixture::new("port") else { return };
+    let mut pod = fixture.pod();
+    let mut outsider = fixture.outsider();
+    assert_eq!(pod.ask("listen 0.0.0.0:15006"), "listening");
+    assert_eq!(outsider.ask("listen 0.0.0.0:91"), "listening");
+    let mut node = fixture.node();
+    fixture.publish(true);
+    thread::sleep(Duration::from_millis(600));
+    let problems = node.interceptor.problems();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].reason, "port 15006 is taken in the pod's network namespace");
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    drop(pod);
+    let mut again = fixture.pod();
+    let (_net, listeners) = node.up();
+    assert_eq!(again.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    accept(&listeners.outbound);
+    thread::sleep(Duration::from_millis(300));
+    assert!(node.interceptor.problems().is_empty());
+    node.die();
+}
+
+#[test]
+fn this_node_has_what_interception_needs() {
+    let Some(_fixture) = Fixture::new("probe") else { return };
+    let lacking: Vec<_> = Interceptor::probe().into_iter().filter(|probe| !probe.ok).collect();
+    assert!(lacking.is_empty(), "{lacking:#?}");
+}

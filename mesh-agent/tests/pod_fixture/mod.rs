@@ -1,0 +1,384 @@
+//! One pod and one outsider: two network namespaces joined by a link, the pod's in a cgroup of its own. In: a tag that is
+//! unique among the tests. Out: processes in either, and the interceptor of a node whose only pod it is.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use mesh_agent::intercept::{Config, Interceptor, PodEvent, PodListeners, PodNet, Running};
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::model::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
+use mesh_core::snapshot::{Delta, Snapshot, Upsert};
+use tokio::sync::{mpsc, watch};
+
+pub(crate) const POD4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 1));
+pub(crate) const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd91, 0, 0, 0, 0, 0, 0, 1));
+pub(crate) const OUT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 2));
+pub(crate) const OUT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd91, 0, 0, 0, 0, 0, 0, 2));
+
+/// Nothing here may take longer.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+const ANSWER: &str = "@@ ";
+
+/// The two namespaces, the cgroup and the pins of one test.
+pub(crate) struct Fixture {
+    pub(crate) tag: String,
+    pub(crate) pods_root: PathBuf,
+    pub(crate) pin_dir: PathBuf,
+    pub(crate) uid: WorkloadUid,
+    snapshots: Arc<ArcSwap<Snapshot>>,
+    versions: watch::Sender<u64>,
+    _lock: File,
+}
+
+/// A running agent side.
+pub(crate) struct Node {
+    pub(crate) interceptor: Interceptor,
+    pub(crate) events: mpsc::Receiver<PodEvent>,
+    running: Running,
+}
+
+impl Node {
+    /// Ends as a killed agent would: nothing is taken down.
+    pub(crate) fn die(self) {
+        self.running.stop();
+    }
+
+    pub(crate) fn up(&mut self) -> (Arc<PodNet>, PodListeners) {
+        match self.event() {
+            PodEvent::Up(net, listeners) => (net, listeners),
+            other @ PodEvent::Down { .. } => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn event(&mut self) -> PodEvent {
+        let until = Instant::now() + LIMIT;
+        loop {
+            if let Ok(event) = self.events.try_recv() {
+                // The map entry follows the event.
+                thread::sleep(Duration::from_millis(20));
+                return event;
+            }
+            assert!(Instant::now() < until, "no event; problems: {:?}", self.interceptor.problems());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn reason(&self, name: &str) -> u64 {
+        self.interceptor.reasons().iter().find(|(label, _)| *label == name).unwrap().1
+    }
+}
+
+impl Fixture {
+    /// `None` where the test cannot run (not root).
+    pub(crate) fn new(tag: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        let lock = lock(tag);
+        if !Path::new("/sys/fs/bpf").join("..").exists() || !is_mounted("bpf", "/sys/fs/bpf") {
+            run("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"]);
+        }
+        let cgroup2 = mount_of("cgroup2").unwrap();
+        let trust = TrustDomain::new("test.example").unwrap();
+        let fixture = Self {
+            tag: tag.to_owned(),
+            pods_root: cgroup2.join("ferromesh-test").join(format!("intercept-{tag}")).join("pods"),
+            pin_dir: PathBuf::from(format!("/sys/fs/bpf/ferromesh-intercept-{tag}")),
+            uid: WorkloadUid(format!("uid-{tag}").into()),
+            snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::empty(trust))),
+            versions: watch::channel(0).0,
+            _lock: lock,
+        };
+        fixture.clean();
+        fixture.make();
+        Some(fixture)
+    }
+
+    fn names(&self) -> (String, String) {
+        (format!("fmi-{}-p", self.tag), format!("fmi-{}-o", self.tag))
+    }
+
+    fn pod_cgroup(&self) -> PathBuf {
+        self.pods_root.join("burstable").join(format!("pod{}", self.uid))
+    }
+
+    fn make(&self) {
+        let (pod, out) = self.names();
+        fs::create_dir_all(self.pod_cgroup()).unwrap();
+        for name in [&pod, &out] {
+            run("ip", &["netns", "add", name]);
+            run("ip", &["-n", name, "link", "set", "lo", "up"]);
+        }
+        run(
+            "ip",
+            &["-n", &pod, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &out],
+        );
+        for (name, v4, v6) in [(&pod, POD4, POD6), (&out, OUT4, OUT6)] {
+            run("ip", &["-n", name, "addr", "add", &format!("{v4}/24"), "dev", "eth0"]);
+            run("ip", &["-n", name, "addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"]);
+            run("ip", &["-n", name, "link", "set", "eth0", "up"]);
+        }
+    }
+
+    fn clean(&self) {
+        Interceptor::uninstall(&self.pin_dir).unwrap();
+        let (pod, out) = self.names();
+        let _nobody = fs::write(self.pod_cgroup().join("cgroup.kill"), "1");
+        for name in [pod, out] {
+            if Path::new("/run/netns").join(&name).exists() {
+                let pids = Command::new("ip").args(["netns", "pids", &name]).output().unwrap();
+                for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+                    let _ended = Command::new("kill").args(["-9", pid]).status();
+                }
+                run("ip", &["netns", "del", &name]);
+            }
+        }
+        let top = self.pods_root.parent().unwrap().to_owned();
+        let until = Instant::now() + LIMIT;
+        while top.exists() {
+            for dir in
+                [self.pod_cgroup(), self.pods_root.join("burstable"), self.pods_root.clone(), top.clone()]
+            {
+                // Its processes may still be ending.
+                let _busy = fs::remove_dir(dir);
+            }
+            assert!(Instant::now() < until, "{} cannot be removed", top.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts a process in the pod.
+    pub(crate) fn pod(&self) -> Process {
+        let netns = self.names().0;
+        Process::start(&netns, Some(&self.pod_cgroup()))
+    }
+
+    /// Starts a process outside of the mesh, at the other end of the link.
+    pub(crate) fn outsider(&self) -> Process {
+        let netns = self.names().1;
+        Process::start(&netns, None)
+    }
+
+    /// Starts the agent side.
+    pub(crate) fn node(&self) -> Node {
+        let config =
+            Config { pods_root: self.pods_root.clone(), pin_dir: self.pin_dir.clone(), node: "node".into() };
+        let interceptor = Interceptor::start(config).unwrap();
+        let (sender, events) = mpsc::channel(16);
+        let running =
+            interceptor.run(Arc::clone(&self.snapshots), self.versions.subscribe(), sender).unwrap();
+        Node { interceptor, events, running }
+    }
+
+    /// Publishes a snapshot in which the pod is enrolled or not.
+    pub(crate) fn publish(&self, enrolled: bool) {
+        let held = self.snapshots.load_full();
+        let workload = Workload {
+            uid: self.uid.clone(),
+            name: "app".into(),
+            identity: SpiffeId::new(held.trust_domain.clone(), "shop", "app").unwrap(),
+            node: "node".into(),
+            addresses: vec![POD4, POD6],
+            enrolled,
+            owner: Owner { kind: "Pod".into(), name: "app".into() },
+            mtls: MtlsModes { default: MtlsMode::Permissive, by_port: Default::default() },
+            policies: Vec::new(),
+        };
+        let version = held.version + 1;
+        let delta = Delta { version, upserts: vec![Upsert::Workload(workload)], ..Delta::default() };
+        self.snapshots.store(Arc::new(held.apply(delta)));
+        self.versions.send_replace(version);
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.clean();
+        }
+    }
+}
+
+/// This test program again, inside a namespace and a cgroup, told what to do line by line.
+pub(crate) struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    answers: std_mpsc::Receiver<String>,
+}
+
+impl Process {
+    fn start(netns: &str, cgroup: Option<&Path>) -> Self {
+        let enter = "if [ -n \"$1\" ]; then echo $$ > \"$1\"/cgroup.procs || exit 1; fi; shift; exec \"$@\"";
+        let exe = std::env::current_exe().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", enter, "sh"])
+            .arg(cgroup.unwrap_or(Path::new("")))
+            .args(["nsenter", &format!("--net=/run/netns/{netns}")])
+            .arg(exe)
+            .args(["--exact", "pod_process", "--ignored", "--nocapture", "--test-threads=1"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, answers) = std_mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // libtest's own words may stand before an answer on the same line.
+                if let Some((_, answer)) = line.split_once(ANSWER) {
+                    let _test_over = sender.send(answer.to_owned());
+                }
+            }
+        });
+        let process = Self { child, stdin, answers };
+        assert_eq!(process.answer(), "ready");
+        process
+    }
+
+    /// Waits for the next answer.
+    pub(crate) fn answer(&self) -> String {
+        self.answers.recv_timeout(LIMIT).expect("an answer within the limit")
+    }
+
+    /// Gives an order.
+    pub(crate) fn tell(&mut self, order: &str) {
+        writeln!(self.stdin, "{order}").unwrap();
+    }
+
+    /// Gives an order and waits for the answer.
+    pub(crate) fn ask(&mut self, order: &str) -> String {
+        self.tell(order);
+        self.answer()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+/// The other side of [`Process`]: `connect ADDR`, `bound ADDR PORT`, `listen ADDR`, `spin ADDR COUNT`.
+pub(crate) fn obey() {
+    let say = |text: &str| println!("{ANSWER}{text}");
+    say("ready");
+    let mut kept: Vec<TcpStream> = Vec::new();
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words.as_slice() {
+            ["connect", dst] => match TcpStream::connect_timeout(&dst.parse().unwrap(), LIMIT / 2) {
+                Ok(stream) => {
+                    let (peer, local) = (stream.peer_addr().unwrap(), stream.local_addr().unwrap());
+                    kept.push(stream);
+                    say(&format!("peer={peer} local={}", local.ip()));
+                }
+                Err(error) => say(&format!("error={:?}", error.kind())),
+            },
+            ["bound", dst, port] => {
+                let dst: SocketAddr = dst.parse().unwrap();
+                let any = if dst.is_ipv6() {
+                    IpAddr::from(Ipv6Addr::UNSPECIFIED)
+                } else {
+                    Ipv4Addr::UNSPECIFIED.into()
+                };
+                let socket =
+                    socket2::Socket::new(socket2::Domain::for_address(dst), socket2::Type::STREAM, None)
+                        .unwrap();
+                socket.bind(&SocketAddr::new(any, port.parse().unwrap()).into()).unwrap();
+                socket.connect(&dst.into()).unwrap();
+                let stream = TcpStream::from(socket);
+                say(&format!("peer={} local={}", stream.peer_addr().unwrap(), stream.local_addr().unwrap()));
+                kept.push(stream);
+            }
+            ["listen", at] => match TcpListener::bind(at.parse::<SocketAddr>().unwrap()) {
+                Ok(listener) => {
+                    say("listening");
+                    thread::spawn(move || {
+                        let mut kept = Vec::new();
+                        while let Ok((stream, from)) = listener.accept() {
+                            let names = (stream.peer_addr(), stream.local_addr());
+                            println!(
+                                "{ANSWER}accept={from} peer={} local={}",
+                                names.0.unwrap(),
+                                names.1.unwrap()
+                            );
+                            kept.push(stream);
+                        }
+                    });
+                }
+                Err(error) => say(&format!("error={:?}", error.kind())),
+            },
+            ["spin", at, count] => {
+                let listener = TcpListener::bind(at.parse::<SocketAddr>().unwrap()).unwrap();
+                listener.set_nonblocking(true).unwrap();
+                say("listening");
+                let (mut seen, mut loopback) = (0, 0);
+                while seen < count.parse::<u32>().unwrap() {
+                    if let Ok((_, from)) = listener.accept() {
+                        seen += 1;
+                        loopback += u32::from(from.ip().is_loopback());
+                    }
+                }
+                say(&format!("seen={seen} loopback={loopback}"));
+            }
+            other => say(&format!("unknown order {other:?}")),
+        }
+    }
+}
+
+/// Accepts on whichever of `listeners` has a connection.
+pub(crate) fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
+    let until = Instant::now() + LIMIT;
+    loop {
+        for listener in listeners {
+            if let Ok(accepted) = listener.accept() {
+                return accepted;
+            }
+        }
+        assert!(Instant::now() < until, "nobody connected");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn lock(tag: &str) -> File {
+    let file = File::create(std::env::temp_dir().join(format!("ferromesh-intercept-{tag}.lock"))).unwrap();
+    let until = Instant::now() + 6 * LIMIT;
+    while file.try_lock().is_err() {
+        assert!(Instant::now() < until, "another run of this test does not end");
+        thread::sleep(Duration::from_millis(50));
+    }
+    file
+}
+
+fn run(program: &str, args: &[&str]) {
+    let status = Command::new(program).args(args).status().unwrap();
+    assert!(status.success(), "{program} {args:?}");
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mounts").unwrap()
+}
+
+fn mount_of(kind: &str) -> Option<PathBuf> {
+    mounts().lines().find_map(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        (fields[2] == kind).then(|| PathBuf::from(fields[1]))
+    })
+}
+
+fn is_mounted(kind: &str, at: &str) -> bool {
+    mounts().lines().any(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        fields[2] == kind && fields[1] == at
+    })
+}
