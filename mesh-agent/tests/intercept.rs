@@ -1,7 +1,10 @@
 //! Interception on a real kernel: one pod, one outsider, the agent's side in this process. Needs root; skipped without.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
+
 mod pod_fixture;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
@@ -50,8 +53,19 @@ fn a_redirected_connection_keeps_its_original_destination_and_shows_true_address
         let (stream, peer) = accept(&listeners.outbound);
         assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), Some(dialled));
     }
-    assert_eq!(node.reason("connect_redirected"), 5);
-    assert_eq!(node.reason("orig_dst_published"), 5);
+    // A client that has closed before the agent accepts: its bytes and its destination are still there.
+    for dialled in [SocketAddr::new(OUT4, 85), SocketAddr::new(OUT6, 86)] {
+        assert_eq!(client.ask(&format!("brief {dialled}")), "closed");
+        thread::sleep(Duration::from_millis(50));
+        let (mut stream, peer) = accept(&listeners.outbound);
+        assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), Some(dialled));
+        let mut text = String::new();
+        stream.set_nonblocking(false).unwrap();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "brief");
+    }
+    assert_eq!(node.reason("connect_redirected"), 7);
+    assert_eq!(node.reason("orig_dst_published"), 7);
     node.die();
 }
 
@@ -221,6 +235,15 @@ fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
     let original = net.take_original_destination(stream.local_addr().unwrap(), peer);
     assert_eq!(original, Some(SocketAddr::new(OUT4, 91)));
     assert!(node.reason("orig_dst_abandoned") > 0);
+    drop((net, listeners));
+    node.die();
+    // Un-enrolled while no agent ran: the next one opens what it finds closed.
+    fixture.publish(false);
+    let node = fixture.node();
+    thread::sleep(Duration::from_millis(600));
+    assert!(links().is_empty());
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+    assert!(pod.answer().starts_with(&format!("accept={OUT4}")));
     node.die();
 }
 

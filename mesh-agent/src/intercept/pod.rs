@@ -90,14 +90,13 @@ impl PodNet {
             sys::face_application(&stream)?;
             return Ok(stream);
         };
-        let socket = netns.tcp_socket(dst.is_ipv6())?;
-        sys::face_application(&socket)?;
         // Without a record the application would take a stranger for a local process: then it is not dialled at all.
-        let record = if dst.is_ipv6() {
-            record_by_port(&socket, self.netns_cookie, maps, client)?
+        let (socket, record) = if dst.is_ipv6() {
+            recorded_by_port(netns, maps, client)?
         } else {
-            record_by_token(&socket, self.netns_cookie, maps, client)?
+            recorded_by_token(netns, maps, client)?
         };
+        sys::face_application(&socket)?;
         let stream = connect(socket, dst).await?;
         record.keep();
         Ok(stream)
@@ -155,40 +154,47 @@ impl Drop for ClientRecord<'_> {
 }
 
 /// IPv4: binds to a fresh token address, which is the record's key whatever port `connect()` picks.
-fn record_by_token<'a>(
-    socket: &Socket,
-    netns_cookie: u64,
+fn recorded_by_token<'a>(
+    netns: &NetNs,
     maps: &'a Maps,
     client: SocketAddr,
-) -> io::Result<ClientRecord<'a>> {
+) -> io::Result<(Socket, ClientRecord<'a>)> {
+    let socket = netns.tcp_socket(false)?;
+    sys::bind_address_no_port(&socket)?;
     for _ in 0..DRAWS {
         let address = Ipv4Addr::from(CLIENT_TOKEN_PREFIX | (rand::random::<u32>() & CLIENT_TOKEN_MASK));
-        let key = ClientKey { netns_cookie, addr: addr(address.into()), port: 0, pad: [0; 3] };
+        let key = ClientKey { netns_cookie: netns.cookie, addr: addr(address.into()), port: 0, pad: [0; 3] };
         if maps.put_client(&key, client).map_err(io::Error::other)? {
             let record = ClientRecord { maps, key, kept: false };
-            sys::bind_address_no_port(socket)?;
             socket.bind(&SocketAddr::new(address.into(), 0).into())?;
-            return Ok(record);
+            return Ok((socket, record));
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "no free client token"))
+    Err(no_free_key())
 }
 
 /// IPv6 has one loopback address: the key is the port, allocated before `connect()`.
-fn record_by_port<'a>(
-    socket: &Socket,
-    netns_cookie: u64,
+fn recorded_by_port<'a>(
+    netns: &NetNs,
     maps: &'a Maps,
     client: SocketAddr,
-) -> io::Result<ClientRecord<'a>> {
-    // Ports in TIME_WAIT may be taken again.
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0).into())?;
-    let bound =
-        socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("a bound socket has no address"))?;
-    let key = ClientKey { netns_cookie, addr: addr(bound.ip()), port: bound.port(), pad: [0; 3] };
-    if maps.put_client(&key, client).map_err(io::Error::other)? {
-        return Ok(ClientRecord { maps, key, kept: false });
+) -> io::Result<(Socket, ClientRecord<'a>)> {
+    for _ in 0..DRAWS {
+        let socket = netns.tcp_socket(true)?;
+        // Ports in TIME_WAIT may be taken again, and so may one whose connection is established: its record has gone
+        // to the application's socket by then.
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0).into())?;
+        let bound = socket.local_addr()?.as_socket().ok_or_else(no_free_key)?;
+        let key =
+            ClientKey { netns_cookie: netns.cookie, addr: addr(bound.ip()), port: bound.port(), pad: [0; 3] };
+        if maps.put_client(&key, client).map_err(io::Error::other)? {
+            return Ok((socket, ClientRecord { maps, key, kept: false }));
+        }
     }
-    Err(io::Error::new(io::ErrorKind::AddrInUse, "the allocated port still has a client record"))
+    Err(no_free_key())
+}
+
+fn no_free_key() -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, "no free key for a client record")
 }

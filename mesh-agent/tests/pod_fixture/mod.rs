@@ -1,12 +1,13 @@
 //! One pod and one outsider: two network namespaces joined by a link, the pod's in a cgroup of its own. In: a tag that is
 //! unique among the tests. Out: processes in either, and the interceptor of a node whose only pod it is.
 
+mod process;
+
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use mesh_core::model::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
 use mesh_core::snapshot::{Delta, Snapshot, Upsert};
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use process::{Process, obey};
+
 pub(crate) const POD4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 1));
 pub(crate) const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd91, 0, 0, 0, 0, 0, 0, 1));
 pub(crate) const OUT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 2));
@@ -24,7 +27,6 @@ pub(crate) const OUT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd91, 0, 0, 0, 0, 0, 
 
 /// Nothing here may take longer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
-const ANSWER: &str = "@@ ";
 
 /// The two namespaces, the cgroup and the pins of one test.
 pub(crate) struct Fixture {
@@ -203,135 +205,6 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         if !thread::panicking() {
             self.clean();
-        }
-    }
-}
-
-/// This test program again, inside a namespace and a cgroup, told what to do line by line.
-pub(crate) struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    answers: std_mpsc::Receiver<String>,
-}
-
-impl Process {
-    fn start(netns: &str, cgroup: Option<&Path>) -> Self {
-        let enter = "if [ -n \"$1\" ]; then echo $$ > \"$1\"/cgroup.procs || exit 1; fi; shift; exec \"$@\"";
-        let exe = std::env::current_exe().unwrap();
-        let mut child = Command::new("sh")
-            .args(["-c", enter, "sh"])
-            .arg(cgroup.unwrap_or(Path::new("")))
-            .args(["nsenter", &format!("--net=/run/netns/{netns}")])
-            .arg(exe)
-            .args(["--exact", "pod_process", "--ignored", "--nocapture", "--test-threads=1"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, answers) = std_mpsc::channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                // libtest's own words may stand before an answer on the same line.
-                if let Some((_, answer)) = line.split_once(ANSWER) {
-                    let _test_over = sender.send(answer.to_owned());
-                }
-            }
-        });
-        let process = Self { child, stdin, answers };
-        assert_eq!(process.answer(), "ready");
-        process
-    }
-
-    /// Waits for the next answer.
-    pub(crate) fn answer(&self) -> String {
-        self.answers.recv_timeout(LIMIT).expect("an answer within the limit")
-    }
-
-    /// Gives an order.
-    pub(crate) fn tell(&mut self, order: &str) {
-        writeln!(self.stdin, "{order}").unwrap();
-    }
-
-    /// Gives an order and waits for the answer.
-    pub(crate) fn ask(&mut self, order: &str) -> String {
-        self.tell(order);
-        self.answer()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ended = self.child.kill();
-        let _ended = self.child.wait();
-    }
-}
-
-/// The other side of [`Process`]: `connect ADDR`, `bound ADDR PORT`, `listen ADDR`, `spin ADDR COUNT`.
-pub(crate) fn obey() {
-    let say = |text: &str| println!("{ANSWER}{text}");
-    say("ready");
-    let mut kept: Vec<TcpStream> = Vec::new();
-    for line in std::io::stdin().lines().map_while(Result::ok) {
-        let words: Vec<&str> = line.split(' ').collect();
-        match words.as_slice() {
-            ["connect", dst] => match TcpStream::connect_timeout(&dst.parse().unwrap(), LIMIT / 2) {
-                Ok(stream) => {
-                    let (peer, local) = (stream.peer_addr().unwrap(), stream.local_addr().unwrap());
-                    kept.push(stream);
-                    say(&format!("peer={peer} local={}", local.ip()));
-                }
-                Err(error) => say(&format!("error={:?}", error.kind())),
-            },
-            ["bound", dst, port] => {
-                let dst: SocketAddr = dst.parse().unwrap();
-                let any = if dst.is_ipv6() {
-                    IpAddr::from(Ipv6Addr::UNSPECIFIED)
-                } else {
-                    Ipv4Addr::UNSPECIFIED.into()
-                };
-                let socket =
-                    socket2::Socket::new(socket2::Domain::for_address(dst), socket2::Type::STREAM, None)
-                        .unwrap();
-                socket.bind(&SocketAddr::new(any, port.parse().unwrap()).into()).unwrap();
-                socket.connect(&dst.into()).unwrap();
-                let stream = TcpStream::from(socket);
-                say(&format!("peer={} local={}", stream.peer_addr().unwrap(), stream.local_addr().unwrap()));
-                kept.push(stream);
-            }
-            ["listen", at] => match TcpListener::bind(at.parse::<SocketAddr>().unwrap()) {
-                Ok(listener) => {
-                    say("listening");
-                    thread::spawn(move || {
-                        let mut kept = Vec::new();
-                        while let Ok((stream, from)) = listener.accept() {
-                            let names = (stream.peer_addr(), stream.local_addr());
-                            println!(
-                                "{ANSWER}accept={from} peer={} local={}",
-                                names.0.unwrap(),
-                                names.1.unwrap()
-                            );
-                            kept.push(stream);
-                        }
-                    });
-                }
-                Err(error) => say(&format!("error={:?}", error.kind())),
-            },
-            ["spin", at, count] => {
-                let listener = TcpListener::bind(at.parse::<SocketAddr>().unwrap()).unwrap();
-                listener.set_nonblocking(true).unwrap();
-                say("listening");
-                let (mut seen, mut loopback) = (0, 0);
-                while seen < count.parse::<u32>().unwrap() {
-                    if let Ok((_, from)) = listener.accept() {
-                        seen += 1;
-                        loopback += u32::from(from.ip().is_loopback());
-                    }
-                }
-                say(&format!("seen={seen} loopback={loopback}"));
-            }
-            other => say(&format!("unknown order {other:?}")),
         }
     }
 }
