@@ -79,7 +79,8 @@ pub(super) fn assign(index: &Index, statuses: &mut Vec<Status>) -> Owners {
     for pod in pods {
         match owners.pods.get(&pod.uid) {
             Some(winner) => {
-                let message = format!("Pod {}: uid {} is also that of Pod {winner}, which wins", pod.name, pod.uid);
+                let message =
+                    format!("Pod {}: uid {} is also that of Pod {winner}, which wins", pod.name, pod.uid);
                 statuses.push(Status::refused(&pod.origin, "DuplicateUid", message));
                 continue;
             }

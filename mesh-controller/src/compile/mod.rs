@@ -61,7 +61,12 @@ impl Compiled {
 }
 
 /// Compiles `index`. `previous` gives unchanged resources their old `Arc`.
-pub fn compile(index: &Index, trust_domain: &TrustDomain, version: u64, previous: Option<&Compiled>) -> Compiled {
+pub fn compile(
+    index: &Index,
+    trust_domain: &TrustDomain,
+    version: u64,
+    previous: Option<&Compiled>,
+) -> Compiled {
     let mut statuses: Vec<Status> = index.statuses().cloned().collect();
     let owners = addresses::assign(index, &mut statuses);
     let selection = policies::Selection::new(index);
@@ -69,7 +74,8 @@ pub fn compile(index: &Index, trust_domain: &TrustDomain, version: u64, previous
     let mut by_node: HashMap<Arc<str>, Vec<WorkloadUid>> = HashMap::new();
     for (uid, name) in &owners.pods {
         let Some(pod) = index.pods.get(name) else { continue };
-        let parts = enrol::Parts { index, trust_domain, selection: &selection, addresses: owners.of_pod(pod) };
+        let parts =
+            enrol::Parts { index, trust_domain, selection: &selection, addresses: owners.of_pod(pod) };
         let Some(workload) = enrol::workload(pod, parts, &mut statuses) else { continue };
         by_node.entry(Arc::clone(&workload.node)).or_default().push(uid.clone());
         workloads.insert(uid.clone(), workload);

@@ -34,11 +34,7 @@ impl<'a> Selection<'a> {
 }
 
 /// Says of each policy what it selects: one that nobody enforces must not go unseen.
-pub(super) fn report(
-    index: &Index,
-    workloads: &BTreeMap<WorkloadUid, Workload>,
-    statuses: &mut Vec<Status>,
-) {
+pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>, statuses: &mut Vec<Status>) {
     let mut counts: HashMap<&PolicyName, (usize, usize)> = HashMap::new();
     for workload in workloads.values() {
         for name in &workload.policies {
@@ -52,8 +48,12 @@ pub(super) fn report(
         let subject = format!("AuthorizationPolicy {name}");
         let (reason, message) = match counts.get(name).copied().unwrap_or_default() {
             (0, _) => ("SelectsNothing", format!("{subject}: no pod is selected")),
-            (pods, 0) => ("NotEnforced", format!("{subject}: selects {pods} pods, and none of them is enrolled")),
-            (pods, enrolled) => ("Accepted", format!("{subject}: enforced for {enrolled} of {pods} selected pods")),
+            (pods, 0) => {
+                ("NotEnforced", format!("{subject}: selects {pods} pods, and none of them is enrolled"))
+            }
+            (pods, enrolled) => {
+                ("Accepted", format!("{subject}: enforced for {enrolled} of {pods} selected pods"))
+            }
         };
         let status = match reason {
             "NotEnforced" => Status::refused(&policy.origin, reason, message),

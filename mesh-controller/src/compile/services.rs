@@ -10,7 +10,9 @@ use std::sync::Arc;
 use mesh_core::model::{Endpoint, EndpointHealth, Service, ServiceName, ServicePort, Workload, WorkloadUid};
 
 use super::addresses::{Owners, service_name};
-use crate::index::{Index, PodInfo, PodPhase, PortInfo, ServiceInfo, SliceEndpoint, SliceInfo, TargetPort, selects};
+use crate::index::{
+    Index, PodInfo, PodPhase, PortInfo, ServiceInfo, SliceEndpoint, SliceInfo, TargetPort, selects,
+};
 use crate::object::Name;
 
 /// Compiles every Service of `index`.
@@ -35,9 +37,9 @@ pub(super) fn compile(
             (None, Some(selector)) if index.derives_endpoints => {
                 let namespace = pods.get(&*name.namespace).map(Vec::as_slice).unwrap_or_default();
                 let selected = namespace.iter().filter(|pod| selects(selector, &pod.labels));
-                selected.flat_map(|pod| builder.from_pod(info, pod)).collect()
+                selected.flat_map(|pod| builder.pod_endpoints(info, pod)).collect()
             }
-            (slices, _) => builder.from_slices(info, slices.map(Vec::as_slice).unwrap_or_default()),
+            (slices, _) => builder.union_of(info, slices.map(Vec::as_slice).unwrap_or_default()),
         };
         let name = service_name(name);
         (name.clone(), service(name, info, owners.of_service(info), endpoints))
@@ -58,7 +60,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// The union of the slices. An address that several slices name is one endpoint with the ports of all.
-    fn from_slices(&self, info: &ServiceInfo, slices: &[&SliceInfo]) -> Vec<Endpoint> {
+    fn union_of(&self, info: &ServiceInfo, slices: &[&SliceInfo]) -> Vec<Endpoint> {
         let mut endpoints: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
         for slice in slices {
             let ports: Vec<(u16, u16)> = info
@@ -70,7 +72,7 @@ impl Builder<'_> {
                 })
                 .collect();
             for endpoint in &slice.endpoints {
-                let fresh = self.from_slice(info, endpoint, ports.clone());
+                let fresh = self.slice_endpoint(info, endpoint, ports.clone());
                 let Some(fresh) = fresh else { continue };
                 match endpoints.get_mut(&fresh.address) {
                     Some(held) => combine(held, fresh),
@@ -81,7 +83,12 @@ impl Builder<'_> {
         endpoints.into_values().collect()
     }
 
-    fn from_slice(&self, info: &ServiceInfo, e: &SliceEndpoint, ports: Vec<(u16, u16)>) -> Option<Endpoint> {
+    fn slice_endpoint(
+        &self,
+        info: &ServiceInfo,
+        e: &SliceEndpoint,
+        ports: Vec<(u16, u16)>,
+    ) -> Option<Endpoint> {
         let health = if info.publish_not_ready { EndpointHealth::Ready } else { e.health };
         // Who is dialled is decided by the address alone: whoever has it must be met with its own identity.
         let workload = match (self.owners.pod_at(e.address), &e.pod) {
@@ -102,7 +109,7 @@ impl Builder<'_> {
         self.index.pods.get(name).is_some_and(|pod| pod.host_network && uid.is_none_or(|uid| *uid == pod.uid))
     }
 
-    fn from_pod(&self, info: &ServiceInfo, pod: &PodInfo) -> Vec<Endpoint> {
+    fn pod_endpoints(&self, info: &ServiceInfo, pod: &PodInfo) -> Vec<Endpoint> {
         let health = match (pod.ready || info.publish_not_ready, pod.terminating) {
             (true, false) => EndpointHealth::Ready,
             (true, true) if info.publish_not_ready => EndpointHealth::Ready,
@@ -111,8 +118,7 @@ impl Builder<'_> {
         };
         let ports: Vec<_> = info.ports.iter().filter_map(|p| Some((p.port, target_port(p, pod)?))).collect();
         let workload = (!pod.host_network).then(|| pod.uid.clone());
-        let addresses =
-            if pod.host_network { pod.addresses.clone() } else { self.owners.of_pod(pod) };
+        let addresses = if pod.host_network { pod.addresses.clone() } else { self.owners.of_pod(pod) };
         let endpoint = |address| Endpoint {
             workload: workload.clone(),
             address,

@@ -216,7 +216,8 @@ fn namespace(object: &Namespace, origin: &Origin, problems: &mut Problems<'_>) -
         Some("true") => true,
         Some("false") | None => false,
         Some(other) => {
-            problems.refuse("UnknownLabelValue", format!("{ENROLLED_LABEL}={other:?} is neither true nor false"));
+            problems
+                .refuse("UnknownLabelValue", format!("{ENROLLED_LABEL}={other:?} is neither true nor false"));
             false
         }
     };

@@ -113,7 +113,8 @@ fn opts_out(labels: &Labels, problems: &mut Problems<'_>) -> bool {
         Some("false") => true,
         None | Some("true") => false,
         Some(other) => {
-            problems.refuse("UnknownLabelValue", format!("{ENROLLED_LABEL}={other:?} is neither true nor false"));
+            problems
+                .refuse("UnknownLabelValue", format!("{ENROLLED_LABEL}={other:?} is neither true nor false"));
             false
         }
     }
@@ -129,7 +130,9 @@ fn owner(meta: &ObjectMeta, pod: &str, labels: &Labels) -> Owner {
     let (stem, last) = controller.name.rsplit_once('-').unwrap_or(("", ""));
     let digits = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
     let (kind, name) = match controller.kind.as_str() {
-        "ReplicaSet" if labels.get(TEMPLATE_HASH_LABEL).is_some_and(|hash| hash == last) => ("Deployment", stem),
+        "ReplicaSet" if labels.get(TEMPLATE_HASH_LABEL).is_some_and(|hash| hash == last) => {
+            ("Deployment", stem)
+        }
         "Job" if digits => ("CronJob", stem),
         kind => (kind, controller.name.as_str()),
     };

@@ -67,12 +67,15 @@ impl ServiceInfo {
         let mut external_ips = Vec::new();
         if !external_name {
             let listed = spec.cluster_ips.iter().flatten().map(String::as_str);
-            cluster_ips = parse_addresses(listed.chain(spec.cluster_ip.as_deref()), "spec.clusterIPs", problems);
+            cluster_ips =
+                parse_addresses(listed.chain(spec.cluster_ip.as_deref()), "spec.clusterIPs", problems);
             let external = spec.external_ips.iter().flatten().map(String::as_str);
             external_ips = parse_addresses(external, "spec.externalIPs", problems);
-            let ingress = object.status.iter().filter_map(|s| s.load_balancer.as_ref()?.ingress.as_ref()).flatten();
+            let ingress =
+                object.status.iter().filter_map(|s| s.load_balancer.as_ref()?.ingress.as_ref()).flatten();
             // With ipMode Proxy the load balancer itself must see the connection.
-            let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_deref());
+            let ours =
+                ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_deref());
             for address in parse_addresses(ours, "status.loadBalancer.ingress", problems) {
                 if !external_ips.contains(&address) {
                     external_ips.push(address);
@@ -121,7 +124,8 @@ fn ports(spec: &ServiceSpec, problems: &mut Problems<'_>) -> Vec<PortInfo> {
         match port_info(port) {
             Ok(info) if ports.iter().any(|p| p.port == info.port || p.name == info.name) => {
                 let name = &info.name;
-                problems.refuse("DuplicatePort", format!("spec.ports: {} ({name:?}) is there twice", info.port));
+                problems
+                    .refuse("DuplicatePort", format!("spec.ports: {} ({name:?}) is there twice", info.port));
             }
             Ok(info) => ports.push(info),
             Err(message) => problems.refuse("InvalidPort", format!("spec.ports: {message}")),
@@ -132,7 +136,10 @@ fn ports(spec: &ServiceSpec, problems: &mut Problems<'_>) -> Vec<PortInfo> {
 
 fn port_info(port: &ServicePort) -> Result<PortInfo, String> {
     let number = |value: i32| {
-        u16::try_from(value).ok().filter(|p| *p != 0).ok_or_else(|| format!("{value} is not a port: 1 to 65535"))
+        u16::try_from(value)
+            .ok()
+            .filter(|p| *p != 0)
+            .ok_or_else(|| format!("{value} is not a port: 1 to 65535"))
     };
     let own = number(port.port)?;
     let target = match &port.target_port {
@@ -151,7 +158,8 @@ fn scope(spec: &ServiceSpec, problems: &mut Problems<'_>) -> TrafficScope {
         None | Some("" | "Cluster") => TrafficScope::Cluster,
         Some("Local") => TrafficScope::NodeLocal,
         Some(other) => {
-            problems.refuse("InvalidValue", format!("spec.internalTrafficPolicy: {other:?}; Cluster is used"));
+            problems
+                .refuse("InvalidValue", format!("spec.internalTrafficPolicy: {other:?}; Cluster is used"));
             TrafficScope::Cluster
         }
     }

@@ -39,7 +39,12 @@ pub struct SliceInfo {
 }
 
 impl SliceInfo {
-    pub(super) fn read(name: &Name, slice: &EndpointSlice, origin: &Origin, problems: &mut Problems<'_>) -> Self {
+    pub(super) fn read(
+        name: &Name,
+        slice: &EndpointSlice,
+        origin: &Origin,
+        problems: &mut Problems<'_>,
+    ) -> Self {
         let labels = slice.metadata.labels.as_ref();
         let service = labels.and_then(|l| l.get(SERVICE_LABEL)).map(|s| Name::new(&name.namespace, s));
         if service.is_none() {
@@ -48,7 +53,8 @@ impl SliceInfo {
         let by_address = matches!(slice.address_type.as_str(), "IPv4" | "IPv6");
         if !by_address {
             let kind = &slice.address_type;
-            problems.refuse("UnsupportedAddressType", format!("addressType {kind:?} is neither IPv4 nor IPv6"));
+            problems
+                .refuse("UnsupportedAddressType", format!("addressType {kind:?} is neither IPv4 nor IPv6"));
         }
         let listed: &[Endpoint] = if by_address { &slice.endpoints } else { &[] };
         let endpoints = listed.iter().flat_map(|e| read_endpoint(&name.namespace, e, problems)).collect();
@@ -66,7 +72,9 @@ fn ports(slice: &EndpointSlice, problems: &mut Problems<'_>) -> Vec<(Arc<str>, O
         match port.port.map(u16::try_from) {
             None => ports.push((name, None)),
             Some(Ok(number)) if number != 0 => ports.push((name, Some(number))),
-            Some(_) => problems.refuse("InvalidPort", format!("ports: {:?} of {name:?} is no port", port.port)),
+            Some(_) => {
+                problems.refuse("InvalidPort", format!("ports: {:?} of {name:?} is no port", port.port))
+            }
         }
     }
     ports

@@ -124,7 +124,9 @@ impl DirSource {
             for (key, good) in &file.good {
                 match next.entry(key.clone()) {
                     Entry::Vacant(free) => drop(free.insert(good.clone())),
-                    Entry::Occupied(winner) => statuses.push(duplicate(key, &good.origin, &winner.get().origin)),
+                    Entry::Occupied(winner) => {
+                        statuses.push(duplicate(key, &good.origin, &winner.get().origin))
+                    }
                 }
             }
         }
@@ -222,7 +224,11 @@ impl File {
                 }
             }
             Outcome::Bad { key: None, line, message } => {
-                let kept = if old.is_empty() { "nothing of the file is in force" } else { "the file's last good state is kept" };
+                let kept = if old.is_empty() {
+                    "nothing of the file is in force"
+                } else {
+                    "the file's last good state is kept"
+                };
                 self.statuses.push(Status::refused(&at(line), "Malformed", format!("{message}; {kept}")));
             }
             Outcome::Bad { key: Some(key), line, message } => {
@@ -236,7 +242,11 @@ impl File {
                         "it is not in force"
                     }
                 };
-                self.statuses.push(Status::refused(&at(line), "Malformed", format!("{key}: {message}; {kept}")));
+                self.statuses.push(Status::refused(
+                    &at(line),
+                    "Malformed",
+                    format!("{key}: {message}; {kept}"),
+                ));
             }
         }
     }

@@ -86,7 +86,8 @@ impl Text<'_> {
         let found = text.lines().position(|line| {
             let line = line.trim_start().trim_start_matches("- ").trim_start_matches(['{', ' ']);
             let line = line.strip_prefix('"').unwrap_or(line);
-            line.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches('"').trim_start().starts_with(':'))
+            line.strip_prefix(key)
+                .is_some_and(|rest| rest.trim_start_matches('"').trim_start().starts_with(':'))
         });
         found.map_or(from, |index| index + 1)
     }
