@@ -1,5 +1,11 @@
 //! Stage 2: who is at each end. SVIDs of local workloads, the trust bundle, and the verifier of peers.
 
+mod failure;
 mod store;
+mod tls;
+mod verify;
 
+pub use failure::HandshakeFailure;
 pub use store::{Svid, SvidStore, Trust};
+pub use tls::{client_config, provider, server_config};
+pub use verify::{ClientVerifier, PeerCertificate, ServerVerifier, peer_certificate};

@@ -1,6 +1,17 @@
 //! Stage 6: dial, mutual TLS, tunnel, pool, copy. Two transports behind one seam, chosen by ALPN: `ferromesh/1` and `h2`
 //! (HBONE). Everything here lives on one worker thread (`spawn_local`).
 
+mod buf;
+mod dialer;
+pub mod hbone;
+mod key;
+pub mod lease;
+pub mod near;
+pub mod plain;
+mod serve;
+mod tls_io;
+mod tunnel;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +23,12 @@ use mesh_core::model::Workload;
 use tokio::net::TcpStream;
 
 use crate::authorize::{Cut, CutReason};
-use crate::identify::Svid;
+use crate::identify::{HandshakeFailure, Svid};
 use crate::intercept::PodNet;
+
+pub use dialer::{Connect, Dialer, DialerSettings, PodConnect, TransportPreference};
+pub use serve::{Acceptor, AcceptorSettings, Drain, DrainHandle, ServeError};
+pub use tunnel::Tunnel;
 
 /// ALPN of leased connections.
 pub const ALPN_FERROMESH: &[u8] = b"ferromesh/1";
@@ -80,6 +95,33 @@ pub enum RefusalCode {
     Overloaded = 6,
 }
 
+impl RefusalCode {
+    /// The kind with this number.
+    pub fn from_wire(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Denied,
+            2 => Self::BadDestination,
+            3 => Self::ConnectionRefused,
+            4 => Self::Unreachable,
+            5 => Self::Draining,
+            6 => Self::Overloaded,
+            _ => return None,
+        })
+    }
+
+    /// The kind as one word, for metrics and response flags, and as HBONE sends it in `x-ferromesh-refusal`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::BadDestination => "bad-destination",
+            Self::ConnectionRefused => "connection-refused",
+            Self::Unreachable => "unreachable",
+            Self::Draining => "draining",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
 /// Why no tunnel came to be.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -97,7 +139,7 @@ pub enum OpenError {
         /// The far agent.
         address: SocketAddr,
         /// What failed.
-        reason: String,
+        reason: HandshakeFailure,
     },
     /// The far side proved another identity than the endpoint's.
     #[error("{address} proved another identity than {expected}: {reason}")]
@@ -115,6 +157,18 @@ pub enum OpenError {
         /// The far agent.
         address: SocketAddr,
     },
+}
+
+impl OpenError {
+    /// The reason as one word, for metrics and response flags.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Dial { .. } => "dial_failed",
+            Self::Handshake { reason, .. } => reason.code(),
+            Self::WrongIdentity { .. } => "wrong_identity",
+            Self::Timeout { .. } => "timeout",
+        }
+    }
 }
 
 /// How a relayed connection ended.

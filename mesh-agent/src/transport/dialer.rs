@@ -1,0 +1,255 @@
+//! The dialling side of one worker: pooled tunnels first, else dial, handshake, and what ALPN chose. A [`Target`] comes
+//! in, a [`Tunnel`] goes out.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_common::PORT_MTLS;
+use rustls::Connection;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::hbone::ShardPool;
+use super::key::PoolKey;
+use super::lease::{Lease, LeasePool, Link};
+use super::tls_io::TlsIo;
+use super::tunnel::{Dialled, Tunnel};
+use super::{ALPN_FERROMESH, ALPN_HBONE, OpenError, Protocol, Target, near};
+use crate::identify::{HandshakeFailure, SvidStore, client_config, peer_certificate};
+use crate::intercept::PodNet;
+
+/// Opens TCP connections from within a pod's network namespace.
+pub trait Connect: 'static {
+    /// Connects to `address`, the far agent's mutual TLS port.
+    fn connect(&self, pod: &PodNet, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>>;
+}
+
+/// The real one: [`PodNet::dial`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodConnect;
+
+impl Connect for PodConnect {
+    async fn connect(&self, pod: &PodNet, address: SocketAddr) -> io::Result<TcpStream> {
+        pod.dial(address).await
+    }
+}
+
+/// Which transports a dialler offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportPreference {
+    /// `ferromesh/1`, and HBONE for those who do not speak it.
+    #[default]
+    Ferromesh,
+    /// HBONE only.
+    HboneOnly,
+    /// `ferromesh/1` only.
+    FerromeshOnly,
+}
+
+impl TransportPreference {
+    fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Ferromesh => &[ALPN_FERROMESH, ALPN_HBONE],
+            Self::HboneOnly => &[ALPN_HBONE],
+            Self::FerromeshOnly => &[ALPN_FERROMESH],
+        }
+    }
+}
+
+/// Limits of a [`Dialer`].
+#[derive(Clone, Debug)]
+pub struct DialerSettings {
+    /// Which transports are offered.
+    pub preference: TransportPreference,
+    /// The longest that TCP may take to connect.
+    pub dial_timeout: Duration,
+    /// The longest that the TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// An idle tunnel is closed after this time, before middleboxes forget it.
+    pub idle_timeout: Duration,
+    /// The most idle leases that are kept for one key.
+    pub max_idle_for_key: usize,
+    /// The most idle leases that are kept by one worker.
+    pub max_idle: usize,
+}
+
+impl Default for DialerSettings {
+    fn default() -> Self {
+        Self {
+            preference: TransportPreference::default(),
+            dial_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(90),
+            max_idle_for_key: 128,
+            max_idle: 2048,
+        }
+    }
+}
+
+/// How often idle tunnels are looked at.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Dials tunnels and keeps them warm; one for each worker thread, inside its `LocalSet`.
+#[derive(Debug)]
+pub struct Dialer<C = PodConnect> {
+    store: Arc<SvidStore>,
+    settings: DialerSettings,
+    connect: C,
+    leases: RefCell<LeasePool>,
+    shards: ShardPool,
+    trimmer: RefCell<bool>,
+    this: Weak<Self>,
+}
+
+impl<C: Connect> Dialer<C> {
+    /// A dialler without tunnels. `store` has the trust bundle.
+    pub fn new(store: Arc<SvidStore>, settings: DialerSettings, connect: C) -> Rc<Self> {
+        Rc::new_cyclic(|this| Self {
+            store,
+            leases: RefCell::new(LeasePool::new(settings.max_idle_for_key, settings.max_idle)),
+            shards: ShardPool::default(),
+            settings,
+            connect,
+            trimmer: RefCell::new(false),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// A tunnel to `target`: a warm one when there is one, else a new one. The far agent has not been asked for the
+    /// application yet: [`Tunnel::relay`] does.
+    pub async fn connect(self: &Rc<Self>, target: &Target) -> Result<Tunnel<C>, OpenError> {
+        let key = PoolKey::new(target, self.store.trust().generation);
+        let warm = self.leases.borrow_mut().take(&key, SystemTime::now());
+        let dialled = match warm {
+            Some(link) => Dialled::Lease(Lease { link, key, warm: true }),
+            None => self.connect_slow(target, key).await?,
+        };
+        Ok(Tunnel { dialer: Rc::clone(self), target: target.clone(), dialled })
+    }
+
+    /// How many leases are idle on this worker.
+    pub fn idle_leases(&self) -> usize {
+        self.leases.borrow().len()
+    }
+
+    /// Closes every idle tunnel.
+    pub fn close_idle(&self) {
+        self.leases.borrow_mut().trim(Duration::ZERO, u64::MAX);
+        self.shards.trim(Duration::ZERO, u64::MAX);
+    }
+
+    /// Without a warm lease. A peer that chose HBONE before is asked for a stream on a shared connection; only one
+    /// caller at a time dials another one, so that a burst does not become as many handshakes.
+    async fn connect_slow(&self, target: &Target, key: PoolKey) -> Result<Dialled, OpenError> {
+        if let Some(shard) = self.shards.take(&key) {
+            return Ok(Dialled::Hbone(shard));
+        }
+        let gate = self.shards.gate(&key, self.settings.preference == TransportPreference::HboneOnly);
+        let _turn = match &gate {
+            Some(gate) => gate.acquire().await.ok(),
+            None => None,
+        };
+        if let Some(shard) = gate.as_ref().and_then(|_| self.shards.take(&key)) {
+            return Ok(Dialled::Hbone(shard));
+        }
+        self.dial(target, key).await
+    }
+
+    /// A new connection to the far agent, with its handshake.
+    pub(super) async fn dial(&self, target: &Target, key: PoolKey) -> Result<Dialled, OpenError> {
+        let address = SocketAddr::new(target.open.destination.ip(), PORT_MTLS);
+        let failed = |reason| open_error(address, reason);
+        if target.svid.not_after <= SystemTime::now() {
+            return Err(failed(HandshakeFailure::OwnExpired));
+        }
+        let dial = self.connect.connect(&target.source_pod, address);
+        let tcp = match tokio::time::timeout(self.settings.dial_timeout, dial).await {
+            Ok(outcome) => outcome.map_err(|source| OpenError::Dial { address, source })?,
+            Err(_) => return Err(OpenError::Timeout { address }),
+        };
+        if let Err(error) = near::tune_tunnel(&tcp) {
+            tracing::debug!(%error, "a socket option of a tunnel was refused");
+        }
+        let (io, protocol) = self.handshake(target, tcp).await.map_err(failed)?;
+        let trust_domain = target.svid.identity.trust_domain();
+        let leaf = io.tls.peer_certificates().first().ok_or(HandshakeFailure::NoCertificate);
+        let peer = leaf.and_then(|leaf| peer_certificate(leaf, trust_domain)).map_err(failed)?;
+        let not_after = peer.not_after.min(target.svid.not_after);
+        self.start_trimmer();
+        match protocol {
+            Protocol::Ferromesh => {
+                Ok(Dialled::Lease(Lease { link: Link::new(io, not_after), key, warm: false }))
+            }
+            _ => {
+                let shard = self.shards.add(key, io, not_after).await;
+                shard.map(Dialled::Hbone).map_err(|e| failed(HandshakeFailure::Protocol(e.to_string())))
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        target: &Target,
+        tcp: TcpStream,
+    ) -> Result<(TlsIo, Protocol), HandshakeFailure> {
+        let trust = self.store.trust();
+        let alpn = self.settings.preference.alpn();
+        let config = client_config(&target.svid, &trust, &target.workload.identity, alpn)?;
+        // Only the verifier's expected identity counts: the name is not sent and not compared.
+        let name = ServerName::IpAddress(target.open.destination.ip().into());
+        let handshake = TlsConnector::from(config).connect(name, tcp);
+        let stream = tokio::time::timeout(self.settings.handshake_timeout, handshake)
+            .await
+            .map_err(|_| HandshakeFailure::Timeout)?
+            .map_err(|e| HandshakeFailure::from_io(&e))?;
+        let (tcp, conn) = stream.into_inner();
+        let protocol = match conn.alpn_protocol() {
+            Some(ALPN_FERROMESH) => Protocol::Ferromesh,
+            Some(ALPN_HBONE) => Protocol::Hbone,
+            _ => return Err(HandshakeFailure::NoSharedTransport),
+        };
+        Ok((TlsIo::new(tcp, Connection::Client(conn)), protocol))
+    }
+
+    /// Takes back a lease that ended clean.
+    pub(super) fn give_back(&self, key: PoolKey, link: Link) {
+        self.leases.borrow_mut().give(key, link);
+    }
+
+    /// The first tunnel starts the task that closes idle, dead and outdated ones; it ends with the dialler.
+    fn start_trimmer(&self) {
+        if std::mem::replace(&mut *self.trimmer.borrow_mut(), true) {
+            return;
+        }
+        let this = Weak::clone(&self.this);
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(TRIM_INTERVAL).await;
+                let Some(dialer) = this.upgrade() else { return };
+                // Looking costs nothing of the kernel; the budget of this task must not hide what is there.
+                tokio::task::unconstrained(async {
+                    let (limit, trust) = (dialer.settings.idle_timeout, dialer.store.trust().generation);
+                    dialer.leases.borrow_mut().trim(limit, trust);
+                    dialer.shards.trim(limit, trust);
+                })
+                .await;
+            }
+        });
+    }
+}
+
+fn open_error(address: SocketAddr, reason: HandshakeFailure) -> OpenError {
+    match reason {
+        HandshakeFailure::Timeout => OpenError::Timeout { address },
+        HandshakeFailure::WrongIdentity { expected, found } => {
+            OpenError::WrongIdentity { address, expected, reason: format!("found {found}") }
+        }
+        reason => OpenError::Handshake { address, reason },
+    }
+}

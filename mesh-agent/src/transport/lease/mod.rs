@@ -1,0 +1,15 @@
+//! The `ferromesh/1` transport: warm mutual TLS connections, each leased to one application connection at a time.
+//! `docs/wire.md` has the bytes.
+
+mod client;
+mod flow;
+pub mod frame;
+mod link;
+mod pool;
+mod relay;
+mod server;
+
+pub(super) use client::{Lease, carry};
+pub(super) use link::Link;
+pub(super) use pool::LeasePool;
+pub(super) use server::serve;

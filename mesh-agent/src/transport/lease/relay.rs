@@ -1,0 +1,111 @@
+//! One application connection on one leased tunnel connection: a single future that drives both directions, at either
+//! end of the tunnel. A [`Link`] and the near socket come in, [`Ran`] goes out; the caller decides what becomes of both.
+//!
+//! Bytes that wait are bounded: one read's worth towards the tunnel, one buffer towards the near socket, and the replay
+//! window until the far side said OPENED.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::flow::{Flow, Role};
+use super::link::Link;
+use crate::authorize::{Cut, CutReason};
+use crate::transport::{Open, Refusal};
+
+/// Which end of the tunnel this is, and what the connection begins with.
+#[derive(Debug)]
+pub(super) enum Begin {
+    /// The dialling end: send OPEN, and behind it these bytes, which were read from the near socket already.
+    Open(Open, Bytes),
+    /// The accepting end: the application is connected.
+    Opened,
+}
+
+/// Why the relay stopped.
+#[derive(Debug)]
+pub(super) enum Finish {
+    /// FIN in both directions, everything delivered.
+    Clean,
+    /// The near socket was reset.
+    NearReset,
+    /// RESET came.
+    FarReset,
+    /// The tunnel broke.
+    Lost(String),
+    /// The tunnel broke and the far side cannot have read OPEN.
+    Unread(String),
+    /// REFUSED came.
+    Refused(Refusal),
+    /// The agent ended it.
+    Cut(CutReason),
+}
+
+/// How a relay went.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) finish: Finish,
+    /// What was read from the near socket before OPENED came.
+    pub(super) replay: Bytes,
+    pub(super) from_near: u64,
+    pub(super) to_near: u64,
+}
+
+/// Carries one connection.
+pub(super) async fn run(link: &mut Link, near: &TcpStream, begin: Begin, cut: &mut Cut) -> Ran {
+    let not_after = link.not_after;
+    let Link { tcp, tls, decoder, draining, .. } = link;
+    let (role, replay) = match begin {
+        Begin::Open(open, replay) => (Role::Dialler(open), BytesMut::from(replay)),
+        Begin::Opened => (Role::Acceptor, BytesMut::new()),
+    };
+    let mut flow = Flow::new(tcp, tls, decoder, near, role, replay);
+    let finish = {
+        let mut cut = pin!(cut.wait());
+        let mut expiry = pin!(expiry(not_after));
+        let mut near_alarm = pin!(near.ready(Interest::ERROR));
+        let mut tunnel_alarm = pin!(tcp.ready(Interest::ERROR));
+        poll_fn(|cx| {
+            if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
+                return Poll::Ready(Finish::Cut(reason));
+            }
+            if expiry.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
+            }
+            // A finished future is not polled again.
+            flow.near_failed = flow.near_failed || near_alarm.as_mut().poll(cx).is_ready();
+            flow.tunnel_failed = flow.tunnel_failed || tunnel_alarm.as_mut().poll(cx).is_ready();
+            flow.poll(cx)
+        })
+        .await
+    };
+    *draining |= flow.drain_seen;
+    Ran {
+        finish,
+        from_near: flow.from_near,
+        to_near: flow.to_near,
+        replay: std::mem::take(&mut flow.replay).freeze(),
+    }
+}
+
+/// Waits until one of the certificates has ended.
+async fn expiry(not_after: SystemTime) {
+    /// Timers are bounded; nothing here lives that long.
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left.min(LONGEST)).await;
+}
+
+/// The text of a tunnel's loss.
+pub(super) fn lost(error: &io::Error) -> String {
+    match crate::identify::HandshakeFailure::from_io(error) {
+        crate::identify::HandshakeFailure::Closed(text) => text,
+        tls => tls.to_string(),
+    }
+}

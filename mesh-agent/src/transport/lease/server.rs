@@ -1,0 +1,166 @@
+//! The accepting end of a lease: OPEN -> admit (each anew) -> OPENED or REFUSED -> relay -> the next OPEN. DRAIN when
+//! the agent drains or the peer's identity ended; only the dialling side closes an idle connection.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::Interest;
+
+use super::frame::{Frame, is_reset};
+use super::link::{Control, Link};
+use super::relay::{Begin, Finish, run};
+use crate::transport::serve::VerifiedPeer;
+use crate::transport::{
+    AcceptorSettings, Admit, Admitted, Drain, End, Open, Protocol, Refusal, Relayed, ServeError, near,
+};
+
+/// How long the bytes of a refused connection are thrown away before the dialler must have said RESET.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an idle connection wakes up for.
+enum Next {
+    Frame(io::Result<Option<Control>>),
+    Drain,
+}
+
+/// Serves one connection to its end.
+pub(in crate::transport) async fn serve<H: Admit>(
+    mut link: Link,
+    mut peer: VerifiedPeer,
+    handler: &H,
+    mut drain: Drain,
+    settings: &AcceptorSettings,
+) -> Result<(), ServeError> {
+    loop {
+        let left = link.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let next = tokio::select! {
+            biased;
+            () = drain.wait() => Next::Drain,
+            frame = poll_fn(|cx| link.poll_frame(cx)) => Next::Frame(frame),
+            () = tokio::time::sleep(left) => Next::Drain,
+        };
+        let open = match next {
+            Next::Frame(Ok(Some(Control::Open(open)))) => open,
+            Next::Frame(Ok(None)) => {
+                link.close();
+                return Ok(());
+            }
+            // An idle connection that was lost harms nobody.
+            Next::Frame(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Ok(()),
+            Next::Frame(Err(error)) => return Err(peer.tunnel_error(error)),
+            // The dialler's application was reset while REFUSED was on its way.
+            Next::Frame(Ok(Some(Control::Reset))) => return Ok(()),
+            Next::Frame(Ok(Some(other))) => {
+                link.abort(false);
+                return Err(peer.tunnel_error(format!("unexpected frame {other:?}")));
+            }
+            Next::Drain => return leave(link, settings).await,
+        };
+        if let Err(error) = peer.check() {
+            tracing::info!(peer = %peer.identity, %error, "a tunnel's identity ended");
+            return leave(link, settings).await;
+        }
+        match one(link, &peer, handler, open).await {
+            Some(free) => link = free,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// One OPEN. The link comes back when it is free again.
+async fn one<H: Admit>(mut link: Link, peer: &VerifiedPeer, handler: &H, open: Open) -> Option<Link> {
+    let admitted = tokio::select! {
+        biased;
+        admitted = handler.admit(&peer.identity, Protocol::Ferromesh, open) => Some(admitted),
+        () = abandoned(&mut link) => None,
+    };
+    let Admitted { app, mut cut, record } = match admitted {
+        None => {
+            link.abort(false);
+            return None;
+        }
+        Some(Err(refusal)) => return refuse(link, refusal).await,
+        Some(Ok(admitted)) => admitted,
+    };
+    if let Err(error) = near::tune_application(&app) {
+        tracing::debug!(%error, "a socket option was refused");
+    }
+    let ran = run(&mut link, &app, Begin::Opened, &mut cut).await;
+    let (end, free) = match ran.finish {
+        Finish::Clean => (End::Finished, Some(link)),
+        Finish::NearReset => (End::ResetByNear, abort(link, true)),
+        Finish::FarReset => (End::ResetByFar, abort(link, false)),
+        Finish::Lost(text) | Finish::Unread(text) => (End::TunnelLost(text), abort(link, false)),
+        Finish::Refused(refusal) => (End::TunnelLost(refusal.message), abort(link, false)),
+        Finish::Cut(reason) => (End::Cut(reason), abort(link, true)),
+    };
+    if free.is_none() {
+        near::reset(app);
+    }
+    handler.ended(record, Relayed { from_near: ran.from_near, to_near: ran.to_near, end });
+    free
+}
+
+fn abort(link: Link, tell: bool) -> Option<Link> {
+    link.abort(tell);
+    None
+}
+
+/// Resolves when the dialler gave up while the application was being dialled.
+async fn abandoned(link: &mut Link) {
+    let Link { tcp, tls, decoder, .. } = link;
+    let boundary = decoder.at_boundary();
+    let quiet = poll_fn(|cx| match tls.poll_fill(tcp, cx) {
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(Ok(n)) if n > 0 => {
+            if boundary && is_reset(tls.plaintext()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        }
+        Poll::Ready(_) => Poll::Ready(()),
+    });
+    // Bytes that were sent ahead hide what is behind them, but a reset of the tunnel shows on the socket.
+    tokio::select! {
+        () = quiet => {}
+        _ = tcp.ready(Interest::ERROR) => {}
+    }
+}
+
+/// Says REFUSED and throws away what was sent ahead, until the dialler says RESET: then the connection is free again.
+async fn refuse(mut link: Link, refusal: Refusal) -> Option<Link> {
+    let told = async {
+        link.send_frame(&Frame::Refused(refusal)).await?;
+        loop {
+            match poll_fn(|cx| link.poll_frame(cx)).await? {
+                Some(Control::Data(_) | Control::Fin) => {}
+                Some(Control::Reset) => return io::Result::Ok(()),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    };
+    match tokio::time::timeout(DISCARD_TIMEOUT, told).await {
+        Ok(Ok(())) => Some(link),
+        Ok(Err(_)) | Err(_) => abort(link, false),
+    }
+}
+
+/// Says DRAIN and waits until the dialler closes. An OPEN that crosses it is not answered: the dialler knows from DRAIN
+/// that it was not read.
+async fn leave(mut link: Link, settings: &AcceptorSettings) -> Result<(), ServeError> {
+    let closed = async {
+        link.send_frame(&Frame::Drain).await?;
+        while poll_fn(|cx| link.poll_frame(cx)).await?.is_some() {}
+        io::Result::Ok(())
+    };
+    match tokio::time::timeout(settings.drain_timeout, closed).await {
+        // Whether it closed in order or not, nothing was on it.
+        Ok(Ok(()) | Err(_)) => {}
+        Err(_) => tracing::debug!("a drained tunnel was not closed by its dialler"),
+    }
+    link.close();
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! A tunnel that is ready to carry one connection, over whichever transport ALPN chose; once more over a fresh one when
+//! the far side cannot have read what was asked.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use super::dialer::{Connect, Dialer, PodConnect};
+use super::hbone::{self, Shard};
+use super::key::PoolKey;
+use super::lease::{self, Lease};
+use super::{End, Protocol, Relayed, Target, near as socket};
+use crate::authorize::Cut;
+
+/// A tunnel that is ready to carry one connection.
+#[derive(Debug)]
+pub struct Tunnel<C = PodConnect> {
+    pub(super) dialer: Rc<Dialer<C>>,
+    pub(super) target: Target,
+    pub(super) dialled: Dialled,
+}
+
+/// What a dial or the pools gave.
+#[derive(Debug)]
+pub(super) enum Dialled {
+    Lease(Lease),
+    Hbone(Shard),
+}
+
+/// What came of one try.
+pub(super) enum Attempt {
+    /// It is over, whatever the end.
+    Over(Relayed),
+    /// The tunnel was dead and the far side cannot have read OPEN or CONNECT: it may be asked again.
+    Unread {
+        near: TcpStream,
+        replay: Bytes,
+        text: String,
+        key: PoolKey,
+        /// The tunnel came out of a pool.
+        warm: bool,
+    },
+}
+
+impl<C: Connect> Tunnel<C> {
+    /// Which transport it is.
+    pub fn protocol(&self) -> Protocol {
+        match &self.dialled {
+            Dialled::Lease(_) => Protocol::Ferromesh,
+            Dialled::Hbone(_) => Protocol::Hbone,
+        }
+    }
+
+    /// Whether it was warm: no handshake was needed.
+    pub fn is_warm(&self) -> bool {
+        match &self.dialled {
+            Dialled::Lease(lease) => lease.warm,
+            Dialled::Hbone(shard) => shard.warm,
+        }
+    }
+
+    /// Asks the far agent for the application and carries the connection. `replay` was read from `near` already. On
+    /// every end but `Finished` and `Refused` the near socket is reset.
+    pub async fn relay(self, near: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
+        if let Err(error) = socket::tune_application(&near) {
+            tracing::debug!(%error, "a socket option was refused");
+        }
+        let Self { dialer, target, mut dialled } = self;
+        let (mut near, mut replay) = (near, replay);
+        let namespace = target.svid.identity.namespace();
+        loop {
+            let attempt = match dialled {
+                Dialled::Lease(lease) => {
+                    lease::carry(&dialer, &target.open, lease, near, replay, &mut cut).await
+                }
+                Dialled::Hbone(shard) => {
+                    hbone::carry(&target.open, namespace, shard, near, replay, &mut cut).await
+                }
+            };
+            let (text, key) = match attempt {
+                Attempt::Over(relayed) => return relayed,
+                Attempt::Unread { near: same, replay: kept, text, key, warm } => {
+                    (near, replay) = (same, kept);
+                    if !warm {
+                        return ended(near, &replay, End::TunnelLost(text));
+                    }
+                    (text, key)
+                }
+            };
+            tracing::debug!(error = %text, "a warm tunnel had died; dialling a fresh one");
+            // A fresh tunnel is never warm, so there is one more try only.
+            dialled = tokio::select! {
+                fresh = dialer.dial(&target, key) => match fresh {
+                    Ok(fresh) => fresh,
+                    Err(error) => return ended(near, &replay, End::TunnelLost(error.to_string())),
+                },
+                reason = cut.wait() => return ended(near, &replay, End::Cut(reason)),
+            };
+        }
+    }
+
+    /// Gives the tunnel back unused.
+    pub fn release(self) {
+        if let Dialled::Lease(lease) = self.dialled {
+            self.dialer.give_back(lease.key, lease.link);
+        }
+    }
+}
+
+fn ended(near: TcpStream, replay: &Bytes, end: End) -> Relayed {
+    socket::reset(near);
+    Relayed { from_near: replay.len() as u64, to_near: 0, end }
+}
