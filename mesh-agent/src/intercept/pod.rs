@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use mesh_common::{
     CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
@@ -15,7 +16,12 @@ use super::maps::{Maps, addr, socket_addr};
 use crate::sys::{self, NetNs};
 
 /// How often a taken client key is drawn again.
-const DRAWS: u32 = 16;
+const DRAWS: u32 = 64;
+/// The ports that IPv6 applications are dialled from: the kernel's ephemeral range, in turn, since its own search takes a
+/// millisecond once most of them are in TIME_WAIT.
+const PORTS_FIRST: u16 = 32_768;
+/// How many there are.
+const PORTS: u16 = 28_232;
 
 /// What changed among the enrolled pods of this node.
 #[derive(Debug)]
@@ -53,17 +59,19 @@ pub struct PodNet {
     pub addresses: Vec<IpAddr>,
     /// The namespace and the kernel's records; `None`: see [`PodNet::unintercepted`].
     kernel: Option<(Arc<NetNs>, Arc<Maps>)>,
+    next_port: AtomicU16,
 }
 
 impl PodNet {
     pub(super) fn new(uid: WorkloadUid, addresses: Vec<IpAddr>, netns: Arc<NetNs>, maps: Arc<Maps>) -> Self {
-        Self { uid, netns_cookie: netns.cookie, addresses, kernel: Some((netns, maps)) }
+        let next_port = AtomicU16::new(rand::random());
+        Self { uid, netns_cookie: netns.cookie, addresses, kernel: Some((netns, maps)), next_port }
     }
 
     /// A pod that no kernel program knows: everything is dialled from where the agent is, and applications see the
     /// agent as their client. For tests of the later stages.
     pub fn unintercepted(uid: WorkloadUid, addresses: Vec<IpAddr>) -> Self {
-        Self { uid, netns_cookie: 0, addresses, kernel: None }
+        Self { uid, netns_cookie: 0, addresses, kernel: None, next_port: AtomicU16::new(0) }
     }
 
     /// Takes the original destination of a connection accepted on 15001 (one-shot). `local` and `peer` are the accepted
@@ -91,15 +99,20 @@ impl PodNet {
             return Ok(stream);
         };
         // Without a record the application would take a stranger for a local process: then it is not dialled at all.
-        let (socket, record) = if dst.is_ipv6() {
-            recorded_by_port(netns, maps, client)?
-        } else {
-            recorded_by_token(netns, maps, client)?
-        };
-        sys::face_application(&socket)?;
-        let stream = connect(socket, dst).await?;
-        record.keep();
-        Ok(stream)
+        if dst.is_ipv4() {
+            let (socket, record) = recorded_by_token(netns, maps, client)?;
+            return connect_recorded(socket, dst, record).await;
+        }
+        for _ in 0..DRAWS {
+            let port = PORTS_FIRST + self.next_port.fetch_add(1, Ordering::Relaxed) % PORTS;
+            let Some((socket, record)) = recorded_by_port(netns, maps, port, client)? else { continue };
+            match connect_recorded(socket, dst, record).await {
+                // The port was used towards this destination within the last second.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                result => return result,
+            }
+        }
+        Err(no_free_key())
     }
 
     /// Dials any address from within the pod's namespace.
@@ -129,6 +142,17 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 async fn connect(socket: Socket, dst: SocketAddr) -> io::Result<TcpStream> {
     TcpSocket::from_std_stream(socket.into()).connect(dst).await
+}
+
+async fn connect_recorded(
+    socket: Socket,
+    dst: SocketAddr,
+    record: ClientRecord<'_>,
+) -> io::Result<TcpStream> {
+    sys::face_application(&socket)?;
+    let stream = connect(socket, dst).await?;
+    record.keep();
+    Ok(stream)
 }
 
 /// A client record that is taken back unless the dial succeeds: also when the dialling task is dropped.
@@ -173,26 +197,28 @@ fn recorded_by_token<'a>(
     Err(no_free_key())
 }
 
-/// IPv6 has one loopback address: the key is the port, allocated before `connect()`.
+/// IPv6 has one loopback address: the key is the port, taken before `connect()`. `None`: the port is not free.
 fn recorded_by_port<'a>(
     netns: &NetNs,
     maps: &'a Maps,
+    port: u16,
     client: SocketAddr,
-) -> io::Result<(Socket, ClientRecord<'a>)> {
-    for _ in 0..DRAWS {
-        let socket = netns.tcp_socket(true)?;
-        // Ports in TIME_WAIT may be taken again, and so may one whose connection is established: its record has gone
-        // to the application's socket by then.
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0).into())?;
-        let bound = socket.local_addr()?.as_socket().ok_or_else(no_free_key)?;
-        let key =
-            ClientKey { netns_cookie: netns.cookie, addr: addr(bound.ip()), port: bound.port(), pad: [0; 3] };
-        if maps.put_client(&key, client).map_err(io::Error::other)? {
-            return Ok((socket, ClientRecord { maps, key, kept: false }));
-        }
+) -> io::Result<Option<(Socket, ClientRecord<'a>)>> {
+    let address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+    let socket = netns.tcp_socket(true)?;
+    // A port in TIME_WAIT may be taken again, and so may one whose connection is established: its record has gone to
+    // the application's socket by then.
+    socket.set_reuse_address(true)?;
+    match socket.bind(&address.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
+        result => result?,
     }
-    Err(no_free_key())
+    let key = ClientKey { netns_cookie: netns.cookie, addr: addr(address.ip()), port, pad: [0; 3] };
+    if maps.put_client(&key, client).map_err(io::Error::other)? {
+        Ok(Some((socket, ClientRecord { maps, key, kept: false })))
+    } else {
+        Ok(None)
+    }
 }
 
 fn no_free_key() -> io::Error {
