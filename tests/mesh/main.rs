@@ -1,3 +1,16 @@
 //! Scenarios: real programs, real kernel, two nodes of namespaces and cgroups. Test names read as sentences.
+//!
+//! Each test makes a world of its own (one at a time: a lock sees to that) and removes it.
 
+mod endings;
 mod ground;
+mod identity;
+mod interception;
+mod languages;
+mod lifecycle;
+mod policy;
+mod robustness;
+mod rogue;
+mod services;
+mod shop;
+mod transport;

@@ -64,3 +64,25 @@ pub fn field(record: &Value, name: &str) -> String {
 fn matches(record: &Value, wanted: &[(&str, &str)]) -> bool {
     wanted.iter().all(|(name, value)| field(record, name) == *value)
 }
+
+/// Names of a record's fields.
+pub mod names {
+    /// Which side wrote it: [`SOURCE`] or [`DESTINATION`].
+    pub const REPORTER: &str = "reporter";
+    /// Value of [`REPORTER`].
+    pub const SOURCE: &str = "source";
+    /// Value of [`REPORTER`].
+    pub const DESTINATION: &str = "destination";
+    /// SPIFFE ID of the client's side.
+    pub const SOURCE_ID: &str = "source_principal";
+    /// SPIFFE ID of the server's side.
+    pub const DESTINATION_ID: &str = "destination_principal";
+    /// The client's address and port.
+    pub const CLIENT: &str = "client";
+    /// How it was carried.
+    pub const PROTOCOL: &str = "protocol";
+    /// Why it ended as it did; several are joined.
+    pub const FLAGS: &str = "response_flags";
+    /// Where the client wanted to go.
+    pub const ORIGINAL: &str = "destination";
+}

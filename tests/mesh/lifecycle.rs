@@ -1,0 +1,159 @@
+//! Programs of the mesh that go and come back, and configuration that is wrong.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use mesh_tests::capture::Capture;
+use mesh_tests::manifests::from_account;
+use mesh_tests::mesh::Options;
+use serde_json::Value;
+
+use crate::shop::{ECHO, Shop, VIP, echoed, text};
+
+#[test]
+fn the_mesh_works_on_while_the_controller_is_away_and_takes_changes_when_it_is_back() -> Result<()> {
+    let mut shop = Shop::open()?;
+    echoed(&shop.ask()?)?;
+    shop.mesh.kill_controller();
+    for _ in 0..5 {
+        echoed(&shop.ask()?)?;
+    }
+    shop.mesh.manifests.policy(("shop", "only-other"), "api", "ALLOW", from_account("shop", "other"))?;
+    shop.mesh.start_controller()?;
+    shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), false)?;
+    shop.mesh.manifests.remove("AuthorizationPolicy", "shop", "only-other")?;
+    shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), true)?;
+    Ok(())
+}
+
+/// Outcomes of the ticker that began after `since` (milliseconds on its clock).
+fn ticks(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Ends the agent of `node` under traffic by `end`, and starts it again; nothing may go over the link in plaintext, and
+/// connections must work again soon.
+fn restarted(node: u8, end: impl Fn(&mut Shop) -> Result<()>) -> Result<()> {
+    let mut shop = Shop::open()?;
+    let (to, word) = (format!("{VIP}:{ECHO}"), "word-of-the-ticker");
+    echoed(&shop.ask()?)?;
+    let direct = shop.api.at(ECHO);
+    let capture = Capture::start(&shop.mesh.world, 2, "restart")?;
+    let tickers = [
+        shop.web.spawn_peer(&["ticker", "--to", &to, "--text", word, "--every-ms", "20"])?,
+        shop.web.spawn_peer(&["ticker", "--to", &direct, "--text", word, "--every-ms", "20"])?,
+    ];
+    std::thread::sleep(Duration::from_millis(500));
+    end(&mut shop)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let start = Instant::now();
+    shop.mesh.launch_agent(node)?;
+    let mut last = Value::Null;
+    while start.elapsed() < Duration::from_secs(10) {
+        last = shop.ask()?;
+        if crate::shop::is_echoed(&last) {
+            break;
+        }
+    }
+    let took = start.elapsed();
+    ensure!(crate::shop::is_echoed(&last), "nothing works after ten seconds: {last}\n{}", shop.mesh.logs());
+    eprintln!("node {node}: connections work again {} ms after the start", took.as_millis());
+    ensure!(took < Duration::from_millis(1500), "it took {took:?}");
+    shop.mesh.agent_ready(node)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let captured = capture.stop()?;
+    ensure!(!captured.contains(word.as_bytes()), "plaintext while the agent was away");
+    for ticker in &tickers {
+        let all = ticks(&ticker.stdout());
+        let good = all.iter().rev().take(5).filter(|tick| tick["outcome"] == "ok").count();
+        ensure!(good == 5, "the last ticks: {:?}", all.iter().rev().take(5).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_killed_and_started_again_lets_nothing_out_in_plaintext() -> Result<()> {
+    for node in [1, 2] {
+        restarted(node, |shop| {
+            shop.mesh.kill_agent(node);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_stopped_in_order_drains_and_comes_back() -> Result<()> {
+    for node in [1, 2] {
+        restarted(node, |shop| {
+            let ended = shop.mesh.stop_agent(node)?;
+            ensure!(ended.ok(), "it ended with {}", ended.status);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_draining_agent_lets_open_connections_finish() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let talk = [
+        "talk",
+        "--to",
+        &format!("{VIP}:{ECHO}"),
+        "--send",
+        "hello",
+        "--again-after-ms",
+        "1500",
+        "--limit",
+        "10",
+    ];
+    let open = shop.web.spawn_peer(&talk)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let ended = shop.mesh.stop_agent(1)?;
+    let told = open.wait(Duration::from_secs(15))?.json()?;
+    ensure!(told["received"] == "hellohello", "{told}");
+    ensure!(ended.ok(), "it ended with {}", ended.status);
+    Ok(())
+}
+
+#[test]
+fn a_malformed_manifest_keeps_the_last_good_state_and_is_named_with_its_line() -> Result<()> {
+    let shop = Shop::open()?;
+    let rules = from_account("shop", "web");
+    shop.mesh.manifests.policy(("shop", "web-only"), "api", "ALLOW", rules)?;
+    let other = shop.mesh.pod("shop", "other", 1)?;
+    shop.mesh.enrolled(&[&other])?;
+    let to = format!("{VIP}:{ECHO}");
+    shop.until_asking(&other, &to, false)?;
+    let file = "authorizationpolicy-shop-web-only.yaml";
+    let broken = "apiVersion: ferromesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: web-only\n  \
+                  namespace: shop\nspec:\n  action: [broken\n";
+    shop.mesh.manifests.put_text(file, broken)?;
+    shop.mesh.in_force("the controller to name the file", || {
+        let said = format!("{}{}", shop.mesh.controller()?.stdout(), shop.mesh.controller()?.stderr());
+        let named =
+            said.lines().any(|line| line.contains(file) && (line.contains(":7") || line.contains(":8")));
+        ensure!(named, "{said}");
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_millis(500));
+    echoed(&shop.ask()?)?;
+    ensure!(text(&shop.ask_from(&other, &to)?["received"]).is_empty(), "the policy is gone");
+    shop.mesh.manifests.remove_file(file)?;
+    shop.until_asking(&other, &to, true)?;
+    Ok(())
+}
+
+#[test]
+fn certificates_are_renewed_under_traffic() -> Result<()> {
+    let shop = Shop::open_with(Options { svid_ttl: "8s", ..Options::default() }, true)?;
+    echoed(&shop.ask()?)?;
+    let to = format!("{VIP}:{ECHO}");
+    let ticker = shop.web.spawn_peer(&["ticker", "--to", &to, "--text", "tick", "--every-ms", "20"])?;
+    std::thread::sleep(Duration::from_secs(14));
+    let all = ticks(&ticker.stdout());
+    let failed: Vec<&Value> = all.iter().filter(|tick| tick["outcome"] != "ok").collect();
+    ensure!(all.len() > 300 && failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), all.len());
+    Ok(())
+}

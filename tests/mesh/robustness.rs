@@ -1,0 +1,106 @@
+//! Many connections, and destinations that are not there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use mesh_tests::access_log::{field, names};
+use mesh_tests::apps;
+use mesh_tests::mesh::Options;
+
+use crate::shop::{ECHO, NOBODY, Shop, VIP, VIP6, echoed, text};
+
+#[test]
+fn two_thousand_connections_are_open_at_once() -> Result<()> {
+    for transport in ["auto", "hbone"] {
+        let shop = Shop::open_with(Options { transports: vec![transport; 2], ..Options::default() }, true)?;
+        let hold = ["hold", "--to", &format!("{VIP}:{ECHO}"), "--count", "2000"];
+        let told = shop.web.spawn_peer(&hold)?.wait(Duration::from_secs(120))?.json()?;
+        ensure!(told["open"] == 2000 && told["good_answers"] == 4000, "{transport}: {told}");
+        eprintln!("{transport}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hundred_thousand_short_connections_to_one_port_find_an_address_each() -> Result<()> {
+    let shop = Shop::open()?;
+    let storm = ["storm", "--to", &format!("{VIP}:{ECHO}"), "--count", "100000", "--threads", "16", "--ask"];
+    let told = shop.web.spawn_peer(&storm)?.wait(Duration::from_secs(300))?.json()?;
+    ensure!(told["ok"] == 100_000, "{told}");
+    eprintln!("{told}");
+    echoed(&shop.ask()?)
+}
+
+#[test]
+fn a_vip_without_a_ready_endpoint_fails_in_connect() -> Result<()> {
+    let shop = Shop::open()?;
+    shop.mesh.service(("shop", "empty"), &["10.99.0.30", "fd99::30"], (80, 80), &[])?;
+    for to in ["10.99.0.30:80", "[fd99::30]:80"] {
+        shop.mesh.in_force("connect to fail", || {
+            let told = shop.web.peer(&["talk", "--to", to, "--timeout-ms", "3000"])?;
+            ensure!(told["connect"] == "refused", "{to}: {told}");
+            ensure!(told["connect_ms"].as_f64().is_some_and(|ms| ms < 500.0), "{to}: {told}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_refused_connection_reaches_the_client_as_a_reset_with_its_reason_logged() -> Result<()> {
+    let mut shop = Shop::open()?;
+    for to in [format!("{VIP}:{NOBODY}"), format!("[{VIP6}]:{NOBODY}"), shop.api.at(NOBODY)] {
+        let told = shop.web.peer(&["talk", "--to", &to, "--send", "hello"])?;
+        let reset = told["end"] == "reset" || told["connect"] == "refused";
+        ensure!(reset && told["end_ms"].as_f64().is_some_and(|ms| ms < 1000.0), "{to}: {told}");
+    }
+    let record = shop.mesh.record(1, &[(names::FLAGS, "connection-refused")])?;
+    ensure!(field(&record, names::SOURCE_ID) == shop.web.spiffe_id(), "{record}");
+    // A server that goes and comes back.
+    shop.close_servers();
+    let gone = shop.ask()?;
+    ensure!(text(&gone["received"]).is_empty(), "{gone}");
+    let _echo = apps::peer_server(&shop.api, "echo", ECHO, &[])?;
+    echoed(&shop.ask()?)
+}
+
+#[test]
+fn a_destination_whose_node_is_gone_fails_in_the_time_that_plain_tcp_takes() -> Result<()> {
+    let shop = Shop::open()?;
+    echoed(&shop.ask()?)?;
+    shop.mesh.world.plug(2, false)?;
+    let start = Instant::now();
+    let told =
+        shop.web.peer(&["talk", "--to", &shop.api.at(NOBODY), "--send", "hello", "--timeout-ms", "30000"])?;
+    ensure!(told["end"] == "reset" || told["connect"] != "ok", "{told}");
+    ensure!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    eprintln!("a node that is gone: {told}");
+    shop.mesh.world.plug(2, true)?;
+    shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), true)?;
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_unplugged_under_an_idle_connection_is_noticed() -> Result<()> {
+    let shop = Shop::open()?;
+    let talk = ["talk", "--to", &format!("{VIP}:{ECHO}"), "--send", "hello", "--timeout-ms", "90000"];
+    let idle = shop.web.spawn_peer(&talk)?;
+    std::thread::sleep(Duration::from_millis(500));
+    shop.mesh.world.plug(2, false)?;
+    let told = idle.wait(Duration::from_secs(100))?.json()?;
+    ensure!(told["received"] == "hello" && told["end"] == "reset", "{told}");
+    eprintln!("noticed after {} ms", told["end_ms"]);
+    Ok(())
+}
+
+#[test]
+fn an_unreachable_address_is_unreachable() -> Result<()> {
+    let shop = Shop::open()?;
+    let (web, plain) = (&shop.web, shop.mesh.pod("plain", "web", 1)?);
+    // No route from the node: the mesh does not know it, so the kernel's answer must come through.
+    for to in ["10.66.0.1:80", "[fd66::1]:80"] {
+        let (meshed, without) = (web.peer(&["talk", "--to", to])?, plain.peer(&["talk", "--to", to])?);
+        ensure!(meshed["connect"] == without["connect"], "{to}: {meshed}, plain {without}");
+    }
+    Ok(())
+}
