@@ -1,5 +1,107 @@
 //! The control plane's side of the agent: discovery, certificates, administration. On a runtime of its own.
+//!
+//! The controller's deltas and signatures come in; a [`Published`] snapshot, an [`SvidStore`] and the [`Lookup`] handle
+//! go out to the data plane, which never waits for anything here but `Lookup::ensure`.
 
+pub mod admin;
+mod backoff;
+mod certs;
+mod client;
+mod dial;
+mod explain;
 mod lookup;
+mod metrics;
+mod published;
+mod status;
+mod view;
 
-pub use lookup::{Lookup, LookupError};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use backoff::Backoff;
+pub use certs::{CertificateError, NodeError, NodeIdentity, NodeSettings};
+pub use dial::{CONTROLLER_NAME, Controller, ControllerError};
+pub use lookup::{Lookup, LookupError, LookupSettings};
+pub use metrics::ControlMetrics;
+pub use published::Published;
+pub use status::{CertificateProblem, ControlStatus, NodeStatus, StreamStatus};
+
+use crate::identify::SvidStore;
+
+/// Waits between attempts; tests shorten them.
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// Between discovery streams.
+    pub stream_backoff: Backoff,
+    /// Between attempts to obtain one certificate.
+    pub sign_backoff: Backoff,
+    /// Limits of lookups.
+    pub lookup: LookupSettings,
+}
+
+impl Default for ControlSettings {
+    fn default() -> Self {
+        let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
+        Self { stream_backoff: backoff.clone(), sign_backoff: backoff, lookup: LookupSettings::default() }
+    }
+}
+
+/// What the control plane gives to the rest of the agent. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// The snapshot in use.
+    pub published: Published,
+    /// SVIDs and the trust bundle.
+    pub svids: Arc<SvidStore>,
+    /// Asks for addresses.
+    pub lookup: Lookup,
+    /// How it fares.
+    pub status: Arc<ControlStatus>,
+    /// What it counts.
+    pub metrics: ControlMetrics,
+}
+
+impl Control {
+    /// Handles that nothing feeds yet: see [`Control::run`].
+    pub fn new(node: &NodeSettings, svids: Arc<SvidStore>, settings: &ControlSettings) -> Self {
+        let published = Published::new(node.trust_domain.clone());
+        let metrics = ControlMetrics::default();
+        let lookup = Lookup::new(published.clone(), settings.lookup, metrics.clone());
+        Self { published, svids, lookup, status: Arc::default(), metrics }
+    }
+
+    /// Feeds the handles from `controller`, as the node that `identity` proves, for ever. Cancel by dropping.
+    pub async fn run(
+        &self,
+        controller: Arc<Controller>,
+        node: NodeSettings,
+        identity: NodeIdentity,
+        settings: ControlSettings,
+    ) {
+        let discovery = client::Discovery {
+            controller: Arc::clone(&controller),
+            published: self.published.clone(),
+            svids: Arc::clone(&self.svids),
+            lookup: self.lookup.clone(),
+            status: Arc::clone(&self.status),
+            metrics: self.metrics.clone(),
+            backoff: settings.stream_backoff,
+        };
+        let signer = certs::Signer {
+            controller: Arc::clone(&controller),
+            published: self.published.clone(),
+            svids: Arc::clone(&self.svids),
+            node: node.node.as_str().into(),
+            status: Arc::clone(&self.status),
+            metrics: self.metrics.clone(),
+            backoff: settings.sign_backoff,
+        };
+        let (status, metrics) = (Arc::clone(&self.status), self.metrics.clone());
+        tokio::join!(
+            discovery.run(),
+            signer.run(),
+            certs::keep_renewed(controller, node, identity, status, metrics),
+            self.lookup.clone().expire_idle(),
+        );
+    }
+}
