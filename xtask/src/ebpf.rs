@@ -17,7 +17,7 @@ const LLVM: &str = "22";
 const OBJECTS: [&str; 2] = ["mesh-cgroup", "mesh-lookup"];
 
 /// Builds both objects into `target/bpf` below `root`, the workspace's folder.
-pub fn build(root: &Path) -> Result<()> {
+pub(crate) fn build(root: &Path) -> Result<()> {
     let tools = ensure_tools()?;
     let manifest = root.join("mesh-ebpf/Cargo.toml");
     let target = root.join("mesh-ebpf/target");
@@ -61,7 +61,7 @@ pub fn build(root: &Path) -> Result<()> {
 }
 
 /// Installs what the build needs and is missing; returns the folder of the tools.
-pub fn ensure_tools() -> Result<PathBuf> {
+pub(crate) fn ensure_tools() -> Result<PathBuf> {
     let bin = tools_dir()?.join("bin");
     ensure_rust_src()?;
     if has_linker(&bin) {

@@ -16,7 +16,7 @@ use mesh_common::{GLOBAL_NODE_NETNS, GLOBAL_POD_INDEX, GLOBAL_ROOT_LEVEL};
 use parking_lot::Mutex;
 
 use super::maps::{Maps, checked};
-use super::sync::PodProblem;
+use super::problem::PodProblem;
 use super::{cgroup, probe};
 use crate::sys::{self, NetNs, PinnedLink};
 
@@ -278,6 +278,13 @@ pub(super) fn attach_lookup(
     let id = program.attach(netns)?;
     let link = program.take_link(id)?;
     pin(Ok::<_, ProgramError>(FdLink::from(link)), &path)
+}
+
+/// The cgroup ids of the pods whose `sk_lookup` instance is pinned.
+pub(super) fn attached_lookups(config: &Config) -> io::Result<Vec<u64>> {
+    let names =
+        fs::read_dir(lookups_dir(&config.pin_dir))?.filter_map(Result::ok).map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
 }
 
 /// Detaches a pod's `sk_lookup` instance.

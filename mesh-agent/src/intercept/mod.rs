@@ -11,6 +11,7 @@ mod load;
 mod maps;
 mod pod;
 mod probe;
+mod problem;
 mod sweep;
 mod sync;
 
@@ -18,4 +19,5 @@ pub use discover::Refusal;
 pub use load::{Config, InterceptError, Interceptor};
 pub use pod::{PodEvent, PodListeners, PodNet};
 pub use probe::{Probe, probe};
-pub use sync::{PodProblem, Running};
+pub use problem::PodProblem;
+pub use sync::Running;

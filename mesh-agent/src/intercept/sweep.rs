@@ -20,12 +20,12 @@ const INTERVAL: Duration = Duration::from_secs(150);
 #[derive(Debug)]
 pub(super) struct Sweeper {
     due: Instant,
-    originals: HashSet<Bytes>,
-    clients: HashSet<Bytes>,
+    originals: HashSet<Name>,
+    clients: HashSet<Name>,
 }
 
-/// A key, as text of its fields: the kernel's structs have no hash of their own.
-type Bytes = (u64, mesh_common::Addr, u16);
+/// A key by its fields: the ABI structs have no hash.
+type Name = (u64, mesh_common::Addr, u16);
 
 impl Sweeper {
     pub(super) fn new() -> Self {

@@ -21,10 +21,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use super::discover::{self, PodCgroup, Refusal};
-use super::listen::{self, ListenError};
-use super::load::{self, InterceptError, Interceptor};
+use super::listen;
+use super::load::{self, Interceptor};
 use super::maps::addr;
 use super::pod::{PodEvent, PodNet};
+use super::problem::{EnrolError, PodProblem};
 use super::sweep::{self, Sweeper};
 use crate::sys::NetNs;
 
@@ -32,36 +33,6 @@ use crate::sys::NetNs;
 const SCAN: Duration = Duration::from_millis(200);
 /// How often the thread asks for a newer snapshot.
 const TICK: Duration = Duration::from_millis(20);
-
-/// A local enrolled pod that is not intercepted, for status.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodProblem {
-    /// Which pod.
-    pub uid: WorkloadUid,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// Why a pod was not enrolled.
-#[derive(Debug, thiserror::Error)]
-enum EnrolError {
-    #[error(transparent)]
-    Discover(#[from] Refusal),
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    #[error(transparent)]
-    Kernel(#[from] InterceptError),
-    #[error("a map entry: {0}")]
-    Map(#[from] aya::maps::MapError),
-    #[error("{MAX_PODS} pods are known on this node already")]
-    TooMany,
-    #[error("the agent is stopping")]
-    Stopping,
-}
 
 /// The running synchronisation. Dropping it stops the thread and leaves the kernel as it is.
 #[derive(Debug)]
@@ -108,6 +79,7 @@ impl Interceptor {
             pods: HashMap::new(),
             orphans: HashMap::new(),
             scan_error: None,
+            pins_checked: false,
         };
         let thread = thread::Builder::new()
             .name("intercept".into())
@@ -138,6 +110,7 @@ struct Sync {
     /// Entries of an earlier agent (by cgroup id) that no pod has claimed yet: they stay closed.
     orphans: HashMap<u64, Pod>,
     scan_error: Option<io::ErrorKind>,
+    pins_checked: bool,
 }
 
 impl Sync {
@@ -184,7 +157,7 @@ impl Sync {
         let mut problems = Vec::new();
         for workload in local.values() {
             if let Err(error) = self.arrive(workload, &scanned) {
-                problems.push(problem(workload, &error));
+                problems.push(PodProblem::new(workload, &error));
             }
         }
         self.release_orphans(&local, &scanned);
@@ -208,7 +181,13 @@ impl Sync {
             }
         }
         for (uid, gone) in leaving {
-            if let Some(pod) = self.pods.remove(&uid) {
+            let Some(pod) = self.pods.remove(&uid) else { continue };
+            if !gone && local.get(&uid).is_some_and(|workload| workload.enrolled) {
+                // It is enrolled anew, with other addresses: closed in between, like one of an earlier agent.
+                self.orphans.insert(pod.cgroup.id, entry(&pod));
+                // When the data plane has ended there is nobody to tell.
+                let _stopping = self.send(PodEvent::Down { uid, gone });
+            } else {
                 self.leave(uid, &pod, gone);
             }
         }
@@ -304,7 +283,8 @@ impl Sync {
         Ok(netns)
     }
 
-    /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more.
+    /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first
+    /// time also `sk_lookup` instances of an enrolment that was never finished.
     fn release_orphans(
         &mut self,
         local: &HashMap<&WorkloadUid, &Workload>,
@@ -322,6 +302,20 @@ impl Sync {
                 tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
             }
             self.dismantle(cgroup_id, pod.index);
+        }
+        if std::mem::replace(&mut self.pins_checked, true) {
+            return;
+        }
+        let attached = load::attached_lookups(&self.config).unwrap_or_else(|error| {
+            tracing::warn!(%error, "reading the pinned sk_lookup links");
+            Vec::new()
+        });
+        for cgroup_id in attached {
+            if !enrolled.contains(&cgroup_id)
+                && let Err(error) = load::detach_lookup(&self.config, cgroup_id)
+            {
+                tracing::warn!(cgroup_id, %error, "detaching sk_lookup of an earlier agent");
+            }
         }
     }
 
@@ -374,14 +368,5 @@ fn entry(pod: &Local) -> Pod {
         addr6: of_family(true),
         index: pod.index,
         flags: if pod.netns.is_some() { POD_ENROLLED } else { 0 },
-    }
-}
-
-fn problem(workload: &Workload, error: &EnrolError) -> PodProblem {
-    PodProblem {
-        uid: workload.uid.clone(),
-        namespace: workload.namespace().to_owned(),
-        name: workload.name.to_string(),
-        reason: error.to_string(),
     }
 }
