@@ -1,0 +1,9 @@
+//! Both transports on loopback, in process: what arrives, what is refused, how connections end, what is used again.
+
+mod ends;
+mod identity;
+mod pki;
+mod plain;
+mod pool;
+mod speed;
+mod world;
