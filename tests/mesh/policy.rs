@@ -21,7 +21,7 @@ fn permissive_takes_plaintext_and_strict_refuses_it() -> Result<()> {
     let told = shop.until_asking(&outsider, &to, true)?;
     let client = text(&told["getsockname"]).to_owned();
     let record = shop.mesh.record(2, &[(names::CLIENT, &client)])?;
-    has(&record, names::SOURCE_ID, "")?;
+    has(&record, names::SOURCE_ID, names::UNKNOWN)?;
     shop.mesh.manifests.mesh_config("shop", json!({ "mtls": { "mode": "STRICT" } }))?;
     shop.until_asking(&outsider, &to, false)?;
     shop.mesh.record(2, &[(names::REPORTER, names::DESTINATION), (names::FLAGS, "strict_mtls")])?;
@@ -123,7 +123,7 @@ fn a_policy_change_cuts_an_open_connection() -> Result<()> {
     ensure!(told["end_ms"].as_f64().is_some_and(|ms| ms < 10_000.0), "{told}");
     let client = text(&told["getsockname"]).to_owned();
     let record = shop.mesh.record(2, &[(names::CLIENT, &client)])?;
-    ensure!(field(&record, names::FLAGS).contains("policy"), "{record}");
+    ensure!(field(&record, "reason").starts_with("policy changed: denied by"), "{record}");
     Ok(())
 }
 
@@ -176,5 +176,5 @@ fn a_pod_opts_out_where_the_mesh_config_lets_it() -> Result<()> {
     let told = shop.until_asking(&shop.web, &shop.api.at(ECHO), true)?;
     ensure!(is_echoed(&told));
     let record = shop.mesh.record(2, &[(names::CLIENT, text(&told["getsockname"]))])?;
-    has(&record, names::SOURCE_ID, "")
+    has(&record, names::SOURCE_ID, names::UNKNOWN)
 }

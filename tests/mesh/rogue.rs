@@ -112,6 +112,7 @@ fn other_authority() -> Result<Authority> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "another authority");
     let certificate = params.self_signed(&key)?;
     Ok(Authority { chain: vec![certificate.der().clone()], issuer: Issuer::new(params, key) })
 }

@@ -83,6 +83,8 @@ pub mod names {
     pub const PROTOCOL: &str = "protocol";
     /// Why it ended as it did; several are joined.
     pub const FLAGS: &str = "response_flags";
-    /// Where the client wanted to go.
-    pub const ORIGINAL: &str = "destination";
+    /// What the client dialled.
+    pub const DIALLED: &str = "dialled";
+    /// Value of a field that is not known.
+    pub const UNKNOWN: &str = "unknown";
 }

@@ -92,6 +92,7 @@ impl Process {
             .arg(program)
             .args(arguments)
             .env("NO_COLOR", "1")
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(append(&out).with_context(|| format!("open {}", out.display()))?)
             .stderr(append(&err)?)

@@ -1,0 +1,139 @@
+//! One path from a pod on node 1 to a pod on node 2, made afresh and measured once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{Figures, haproxy};
+use crate::apps::{self, Nginx};
+use crate::mesh::{Mesh, Options};
+use crate::world::{Pod, PodSpec, Process, World};
+
+/// What lies between the two pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Path {
+    /// Nothing.
+    Direct,
+    /// Two agents, leased mTLS connections.
+    Ferromesh,
+    /// Two agents, HTTP/2 CONNECT.
+    Hbone,
+    /// Two haproxy, plain TCP.
+    Haproxy,
+    /// Two haproxy, mutual TLS for each connection.
+    HaproxyMtls,
+}
+
+impl Path {
+    /// All, in the order in which a round measures them.
+    pub const ALL: [Self; 5] = [Self::Direct, Self::Ferromesh, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
+
+    /// For the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Ferromesh => "mesh, ferromesh/1",
+            Self::Hbone => "mesh, HBONE",
+            Self::Haproxy => "two haproxy, plain",
+            Self::HaproxyMtls => "two haproxy, mTLS each",
+        }
+    }
+}
+
+/// Ports of the servers on node 2; haproxy listens on the same ones on node 1.
+pub(super) const SINK: u16 = 7001;
+pub(super) const ECHO: u16 = 7000;
+pub(super) const HTTP: u16 = 80;
+
+/// The two pods, the servers, and whom the client dials.
+struct Ends {
+    client: Pod,
+    to: String,
+    _servers: Vec<Process>,
+    _nginx: Nginx,
+}
+
+/// Makes the path, measures, and removes it.
+pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
+    match path {
+        Path::Ferromesh | Path::Hbone => {
+            let transport = if path == Path::Hbone { "hbone" } else { "auto" };
+            let mut mesh = Mesh::prepare(Options { transports: vec![transport; 2], ..Options::default() })?;
+            mesh.manifests.namespace("bench", true)?;
+            let (client, server) = (mesh.pod("bench", "client", 1)?, mesh.pod("bench", "server", 2)?);
+            mesh.start_controller()?;
+            mesh.start_agent(1)?;
+            mesh.start_agent(2)?;
+            mesh.enrolled(&[&client, &server])?;
+            let to = server.v4.to_string();
+            let ends = ends(client, &server, to)?;
+            let figures = figures(&ends, seconds)?;
+            // What was measured is what was meant.
+            let tunnelled = mesh.access_log(1).0.len();
+            if tunnelled == 0 {
+                bail!("the agent carried nothing");
+            }
+            Ok(figures)
+        }
+        Path::Direct | Path::Haproxy | Path::HaproxyMtls => {
+            let world = World::new()?;
+            let client = world.pod(&PodSpec::new("bench", "client", 1))?;
+            let server = world.pod(&PodSpec::new("bench", "server", 2))?;
+            let (to, proxies) = match path {
+                Path::Direct => (server.v4.to_string(), Vec::new()),
+                _ => {
+                    let proxies = haproxy::start(&world, &server, path == Path::HaproxyMtls)?;
+                    (world.node(1).v4.to_string(), proxies)
+                }
+            };
+            let figures = figures(&ends(client, &server, to)?, seconds);
+            drop(proxies);
+            figures
+        }
+    }
+}
+
+fn ends(client: Pod, server: &Pod, to: String) -> Result<Ends> {
+    let servers =
+        vec![apps::peer_server(server, "sink", SINK, &[])?, apps::peer_server(server, "echo", ECHO, &[])?];
+    let nginx = Nginx::start(server, "fine")?;
+    Ok(Ends { client, to, _servers: servers, _nginx: nginx })
+}
+
+fn figures(ends: &Ends, seconds: f64) -> Result<Figures> {
+    let time = seconds.to_string();
+    let at = |port: u16| format!("{}:{port}", ends.to);
+    let peer = |task: &str, port: u16, field: &str| -> Result<f64> {
+        let told = ends.client.peer(&[task, "--to", &at(port), "--seconds", &time])?;
+        let errors = told["errors"].as_object().is_some_and(|errors| !errors.is_empty());
+        if errors {
+            bail!("{task}: {told}");
+        }
+        told[field].as_f64().with_context(|| format!("{task}: {told}"))
+    };
+    // The first connection pays for what is set up once.
+    let warm: Value = ends.client.peer(&["pingpong", "--to", &at(ECHO), "--seconds", "0.3"])?;
+    if warm["count"].as_u64().unwrap_or_default() == 0 {
+        bail!("the path does not work: {warm}");
+    }
+    Ok([
+        peer("bulk", SINK, "gbit_s")?,
+        peer("pingpong", ECHO, "p50_us")?,
+        peer("rate", ECHO, "per_second")?,
+        http(&ends.client, &at(HTTP), seconds)?,
+    ])
+}
+
+/// wrk, 16 connections that are kept.
+fn http(client: &Pod, to: &str, seconds: f64) -> Result<f64> {
+    let time = format!("{}s", seconds.ceil());
+    let url = format!("http://{to}/status");
+    let limit = Duration::from_secs_f64(seconds + 30.0);
+    let told = client.run_for(limit, "wrk", &["-t2", "-c16", "-d", &time, &url])?.success()?;
+    if told.contains("Socket errors") || told.contains("Non-2xx") {
+        bail!("wrk: {told}");
+    }
+    let line = told.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("wrk: {told}"))
+}
