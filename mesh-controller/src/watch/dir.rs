@@ -130,26 +130,42 @@ impl DirSource {
                 }
             }
         }
-        let mut changes = Vec::new();
-        for key in self.published.keys().chain(&self.undecodable).filter(|k| !next.contains_key(k)) {
-            changes.push(Change::Delete(key.clone()));
-        }
-        for (key, good) in &next {
-            if self.published.get(key) != Some(good) {
-                changes.push(Change::Apply(key.clone(), Arc::clone(&good.object), good.origin.clone()));
-            }
-        }
-        self.undecodable.clear();
+        let mut undecodable: BTreeMap<ObjectRef, Origin> = BTreeMap::new();
         for (key, origin) in self.files.values().flat_map(|f| &f.undecodable) {
-            if !next.contains_key(key) && self.undecodable.insert(key.clone()) {
-                changes.push(Change::Undecodable(key.clone(), origin.clone()));
+            if !next.contains_key(key) {
+                undecodable.entry(key.clone()).or_insert_with(|| origin.clone());
             }
         }
+        let changes = self.changes(&next, &undecodable);
+        self.undecodable = undecodable.into_keys().collect();
         self.published = next;
         statuses.sort();
         let told = std::mem::replace(&mut self.statuses, statuses) == self.statuses;
         let first = std::mem::take(&mut self.first);
         (first || !changes.is_empty() || !told).then(|| Batch { changes, statuses: self.statuses.clone() })
+    }
+
+    fn changes(
+        &self,
+        next: &BTreeMap<ObjectRef, Good>,
+        undecodable: &BTreeMap<ObjectRef, Origin>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for key in self.published.keys().filter(|k| !next.contains_key(k)) {
+            changes.push(Change::Delete(key.clone()));
+        }
+        for key in self.undecodable.iter().filter(|k| !next.contains_key(k) && !undecodable.contains_key(k)) {
+            changes.push(Change::Delete(key.clone()));
+        }
+        for (key, origin) in undecodable.iter().filter(|(key, _)| !self.undecodable.contains(*key)) {
+            changes.push(Change::Undecodable(key.clone(), origin.clone()));
+        }
+        for (key, good) in next {
+            if self.published.get(key) != Some(good) {
+                changes.push(Change::Apply(key.clone(), Arc::clone(&good.object), good.origin.clone()));
+            }
+        }
+        changes
     }
 }
 

@@ -68,12 +68,20 @@ enum Text<'a> {
 }
 
 impl Text<'_> {
+    /// The document as it is written. YAML 1.1's booleans stay text here: a node may be called `n`.
+    fn value(&self) -> Result<Value, (usize, String)> {
+        match self {
+            Self::Yaml(text) => {
+                let options = serde_saphyr::options! { strict_booleans: true };
+                serde_saphyr::from_str_with_options(text, options).map_err(|e| yaml_error(&e))
+            }
+            _ => self.decode(),
+        }
+    }
+
     fn decode<T: DeserializeOwned>(&self) -> Result<T, (usize, String)> {
         match self {
-            Self::Yaml(text) => serde_saphyr::from_str(text).map_err(|e| {
-                let line = e.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(1);
-                (line.max(1), e.without_snippet().to_string().replace('\n', " "))
-            }),
+            Self::Yaml(text) => serde_saphyr::from_str(text).map_err(|e| yaml_error(&e)),
             Self::Json(text) => serde_json::from_str(text).map_err(|e| (e.line().max(1), e.to_string())),
             Self::Item(value, line) => T::deserialize(*value).map_err(|e| (*line, e.to_string())),
         }
@@ -91,6 +99,11 @@ impl Text<'_> {
         });
         found.map_or(from, |index| index + 1)
     }
+}
+
+fn yaml_error(error: &serde_saphyr::Error) -> (usize, String) {
+    let line = error.location().and_then(|at| usize::try_from(at.line()).ok()).unwrap_or(1);
+    (line.max(1), error.without_snippet().to_string().replace('\n', " "))
 }
 
 /// Splits at document markers (`---` at the beginning of a line can be nothing else in YAML), with first lines.
@@ -137,7 +150,7 @@ struct HeaderMeta {
 
 fn document(text: &Text<'_>, line: usize) -> Vec<Outcome> {
     let bad = |(line, message): (usize, String)| vec![Outcome::Bad { key: None, line, message }];
-    let value: Value = match text.decode() {
+    let value = match text.value() {
         Ok(Value::Null) => return Vec::new(),
         Ok(value) => value,
         Err(error) => return bad(error),
