@@ -92,7 +92,7 @@ impl Fixture {
         let trust = TrustDomain::new("test.example").unwrap();
         let fixture = Self {
             tag: tag.to_owned(),
-            pods_root: cgroup2.join("ferromesh-test").join(format!("intercept-{tag}")).join("pods"),
+            pods_root: cgroup2.join(format!("ferromesh-intercept-{tag}")).join("pods"),
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/ferromesh-intercept-{tag}")),
             uid: WorkloadUid(format!("uid-{tag}").into()),
             snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::empty(trust))),
