@@ -71,6 +71,8 @@ pub(crate) fn ensure_tools() -> Result<PathBuf> {
     if !llvm.join("bin/llvm-config").exists() {
         eprintln!("installing llvm-{LLVM}-dev");
         let package = format!("llvm-{LLVM}-dev");
+        // A fresh machine has no package lists.
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
         run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", &package]))
             .with_context(|| format!("installing {package}; install it by hand where there is no apt"))?;
     }
