@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use mesh_controller::ca::{StateDir, TokenStore};
 use mesh_controller::run::{Config, Controller};
 use mesh_controller::watch::DirSource;
@@ -78,18 +78,20 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let result = match (cli.command, cli.serve) {
+    match (cli.command, cli.serve) {
         (Some(Command::Token { command: TokenCommand::Create { node, ttl, state_dir } }), _) => {
-            create_token(&node, ttl, state_dir)
+            finish(create_token(&node, ttl, state_dir), |error| eprintln!("mesh-controller: {error:#}"))
         }
-        (None, Some(args)) => serve(args),
-        (None, None) => Err(anyhow::anyhow!("nothing to do; see --help")),
-    };
+        (None, Some(args)) => finish(serve(args), |error| tracing::error!("{error:#}")),
+        (None, None) => finish(Cli::command().print_help().map_err(Into::into), |_| ()),
+    }
+}
+
+fn finish(result: anyhow::Result<()>, tell: impl FnOnce(&anyhow::Error)) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
-            eprintln!("mesh-controller: {error:#}");
+            tell(&error);
             ExitCode::FAILURE
         }
     }

@@ -102,12 +102,14 @@ impl Harness {
         for (name, text) in files {
             std::fs::write(dir.path().join("manifests").join(name), text).unwrap();
         }
-        let config = config(&dir.path().join("state"));
-        let source = DirSource::new(dir.path().join("manifests"));
-        let controller = Controller::start(config, source).await.unwrap();
-        let addr = controller.local_addr().unwrap();
-        let task = tokio::spawn(async move { controller.run(std::future::pending()).await.unwrap() });
+        let (addr, task) = serve(dir.path()).await;
         Self { dir, addr, task }
+    }
+
+    /// Another controller over the same folders; the first one is gone at once.
+    pub(crate) async fn restart(&mut self) {
+        self.task.abort();
+        (self.addr, self.task) = serve(self.dir.path()).await;
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -166,6 +168,13 @@ impl Harness {
         let inbound = client.stream(ReceiverStream::new(messages)).await.unwrap().into_inner();
         Agent { outbound, inbound }
     }
+}
+
+async fn serve(dir: &Path) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let source = DirSource::new(dir.join("manifests"));
+    let controller = Controller::start(config(&dir.join("state")), source).await.unwrap();
+    let addr = controller.local_addr().unwrap();
+    (addr, tokio::spawn(async move { controller.run(std::future::pending()).await.unwrap() }))
 }
 
 pub(crate) fn config(state_dir: &Path) -> Config {

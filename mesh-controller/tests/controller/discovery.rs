@@ -191,3 +191,15 @@ async fn the_admin_sees_agents_and_what_they_acknowledged() {
     }
     panic!("still connected");
 }
+
+#[tokio::test]
+async fn a_restarted_controller_knows_its_agents_and_goes_on_counting() {
+    let mut harness = shop().await;
+    let identity = harness.join("node-a").await;
+    let before = harness.agent(identity.clone(), &[]).await.next().await;
+    harness.restart().await;
+    let after = harness.agent(identity, &[]).await.next().await;
+    assert!(after.reset && after.version > before.version);
+    assert_eq!(after.trust_bundle, before.trust_bundle);
+    assert_eq!(upserts(&after), upserts(&before));
+}

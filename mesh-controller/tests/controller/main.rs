@@ -1,5 +1,7 @@
 //! The controller from outside: real files, real TLS on loopback, no root.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 mod certificates;
 mod common;
 mod compile;
