@@ -1,2 +1,79 @@
-//! The node agent.
-fn main() {}
+//! The node agent: reads the command line, sets the process up and runs the agent. Exit code 0 after a drain, 1 with the
+//! reason and its mend in the log otherwise.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser};
+use mesh_agent::config::{AgentArgs, Cli, LogFormat};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing_subscriber::EnvFilter;
+
+/// Threads of the control plane; the data plane has its own.
+const CONTROL_THREADS: usize = 2;
+/// A connection takes two descriptors, a tunnel one more.
+const DESCRIPTORS: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.check {
+        return if mesh_agent::run::check() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let Some(args) = cli.agent else {
+        Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "give --node and the rest").exit();
+    };
+    if let Err(error) = log_to_stdout(&args) {
+        eprintln!("mesh-agent: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("mesh-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: AgentArgs) -> Result<()> {
+    // Libraries that ask for the process's provider get the same one that the agent passes itself.
+    if rustls::crypto::CryptoProvider::install_default((*mesh_agent::identify::provider()).clone()).is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("starting the control plane's runtime")?;
+    let result = runtime.block_on(mesh_agent::run::run(args));
+    // What still runs there (an unanswered call to the controller) is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+fn log_to_stdout(args: &AgentArgs) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .with_context(|| format!("--log-level {:?} is not a level", args.log_level))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match args.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+    Ok(())
+}
+
+/// Takes what the system gives; too few are seen later as refused connections, with a counter.
+fn raise_descriptor_limit() {
+    let held = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    if held.current.is_none_or(|current| current >= DESCRIPTORS) || setrlimit(Resource::Nofile, wanted).is_ok() {
+        return;
+    }
+    let most = Rlimit { current: held.maximum, maximum: held.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, limit = ?held.current, "the limit of open files could not be raised");
+    }
+}

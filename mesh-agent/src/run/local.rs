@@ -1,0 +1,55 @@
+//! What the kernel side and the data plane of this node add to the administration socket.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Value, json};
+
+use super::pods::ServedPods;
+use crate::control::Published;
+use crate::control::admin::Local;
+use crate::intercept::{Interceptor, PodProblem, Probe, probe};
+
+/// Filled as the agent starts.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: Arc<str>,
+    pub(super) published: Published,
+    pub(super) pods: Arc<ServedPods>,
+    pub(super) interceptor: OnceLock<Arc<Interceptor>>,
+}
+
+impl Node {
+    /// Enrolled pods that are not intercepted.
+    pub(super) fn pod_problems(&self) -> Vec<PodProblem> {
+        self.interceptor.get().map(|interceptor| interceptor.problems()).unwrap_or_default()
+    }
+
+    /// Why not every enrolled pod of this node is taken care of.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        if self.interceptor.get().is_none() {
+            return Some("the kernel programs are not loaded yet".to_owned());
+        }
+        self.pods.pending(&self.published.load(), &self.name, &self.pod_problems())
+    }
+}
+
+impl Local for Node {
+    fn pods(&self) -> Value {
+        self.pods.report(&self.published.load(), &self.name, &self.pod_problems())
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let problems = self.pod_problems();
+        problems.iter().map(|p| format!("pod {}/{}: {}", p.namespace, p.name, p.reason)).collect()
+    }
+
+    fn check(&self) -> Value {
+        checks(&probe())
+    }
+}
+
+/// The kernel's features as JSON.
+pub(super) fn checks(probes: &[Probe]) -> Value {
+    let list = probes.iter().map(|p| json!({ "name": p.name, "ok": p.ok, "mend": p.mend }));
+    Value::Array(list.collect())
+}

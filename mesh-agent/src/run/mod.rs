@@ -1,0 +1,200 @@
+//! The agent as a whole: the command line's settings come in, a running agent that ends with a drain goes out.
+//!
+//! The control plane, metrics and administration have a runtime of one or two threads; the data plane has its own.
+
+mod local;
+mod pods;
+mod steady;
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::config::AgentArgs;
+use crate::context::{Context, DataplaneConfig};
+use crate::control::admin::{Admin, AdminSocket};
+use crate::control::{Control, ControlSettings, Controller, NodeIdentity};
+use crate::dataplane::Dataplane;
+use crate::identify::SvidStore;
+use crate::intercept::{Config, Interceptor, PodEvent, Running, probe};
+use crate::observe::{self, Metrics, Readiness, SeriesLimits};
+use local::Node;
+use pods::ServedPods;
+use steady::Steady;
+
+/// Pod events on their way; more wait in the interceptor.
+const EVENTS: usize = 64;
+
+/// Runs the agent until SIGTERM or SIGINT, then drains.
+pub async fn run(args: AgentArgs) -> Result<()> {
+    let terminated = termination()?;
+    let parts = Parts::new(&args);
+    let metrics_port = tokio::net::TcpListener::bind(args.metrics_addr)
+        .await
+        .with_context(|| format!("--metrics-addr {}", args.metrics_addr))?;
+    let admin_socket = AdminSocket::bind(&args.admin_socket)
+        .with_context(|| format!("--admin-socket {}", args.admin_socket.display()))?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(observe::serve(metrics_port, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness)));
+    let admin = Admin::new(args.node_settings(), parts.control.clone(), Arc::clone(&parts.node) as _);
+    tasks.spawn(admin.serve(admin_socket));
+    tasks.spawn(Arc::clone(&parts.metrics).expire_series(parts.control.published.clone()));
+
+    tokio::pin!(terminated);
+    let started = tokio::select! {
+        started = parts.start(&args, &mut tasks) => started?,
+        () = &mut terminated => {
+            tracing::info!("ended before it had started");
+            return Ok(());
+        }
+    };
+    tracing::info!(node = %args.node, "the agent has started");
+    tokio::select! {
+        () = &mut terminated => {}
+        Some(ended) = tasks.join_next() => {
+            tracing::error!(?ended, "a part of the agent ended; draining");
+            started.drain(&args).await;
+            anyhow::bail!("a part of the agent ended by itself");
+        }
+    }
+    started.drain(&args).await;
+    Ok(())
+}
+
+/// What is there before anything is asked of the controller or the kernel.
+struct Parts {
+    svids: Arc<SvidStore>,
+    control: Control,
+    settings: ControlSettings,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    node: Arc<Node>,
+}
+
+/// What has to be drained.
+struct Started {
+    interception: Running,
+    dataplane: Dataplane,
+    readiness: Arc<Readiness>,
+}
+
+impl Parts {
+    fn new(args: &AgentArgs) -> Self {
+        let settings = ControlSettings::default();
+        let svids = Arc::new(SvidStore::new());
+        let control = Control::new(&args.node_settings(), Arc::clone(&svids), &settings);
+        let metrics = Metrics::new(SeriesLimits::default());
+        metrics.register(|registry| control.metrics.register(registry));
+        metrics.register_certificates(Arc::clone(&svids));
+        let node = Arc::new(Node {
+            name: args.node.as_str().into(),
+            published: control.published.clone(),
+            pods: Arc::new(ServedPods::default()),
+            interceptor: OnceLock::new(),
+        });
+        let readiness = Arc::new(Readiness::default());
+        let (status, steady) = (Arc::clone(&control.status), Steady::default());
+        readiness.require("control", move || steady.tell(status.not_ready(), Instant::now()));
+        let (local, steady) = (Arc::clone(&node), Steady::default());
+        readiness.require("pods", move || steady.tell(local.not_ready(), Instant::now()));
+        Self { svids, control, settings, metrics, readiness, node }
+    }
+
+    async fn start(&self, args: &AgentArgs, tasks: &mut JoinSet<()>) -> Result<Started> {
+        let settings = args.node_settings();
+        let controller = self.controller(args)?;
+        let identity = NodeIdentity::obtain(&controller, &settings).await?;
+        let (interceptor, interception, events) = self.intercept(args).await?;
+        let (to_dataplane, pod_events) = mpsc::channel(EVENTS);
+        tasks.spawn(Arc::clone(&self.node.pods).follow(events, to_dataplane));
+        let mut config = DataplaneConfig { workers: args.workers, ..DataplaneConfig::default() };
+        config.dialer.preference = args.transport.into();
+        let context = Context {
+            node: args.node.as_str().into(),
+            published: self.control.published.clone(),
+            lookup: self.control.lookup.clone(),
+            svids: Arc::clone(&self.svids),
+            metrics: Arc::clone(&self.metrics),
+            balancer: crate::balance::Balancer::default(),
+            config,
+        };
+        let dataplane = Dataplane::start(Arc::new(context), pod_events)?;
+        let kernel = Arc::clone(&interceptor);
+        self.metrics.register_kernel(move || kernel.reasons());
+        let (control, pace) = (self.control.clone(), self.settings.clone());
+        tasks.spawn(async move { control.run(controller, settings, identity, pace).await });
+        Ok(Started { interception, dataplane, readiness: Arc::clone(&self.readiness) })
+    }
+
+    fn controller(&self, args: &AgentArgs) -> Result<Arc<Controller>> {
+        let path = args.controller_ca.display().to_string();
+        let roots = std::fs::read(&args.controller_ca).with_context(|| {
+            format!("--controller-ca {path}; it is the controller's root certificate (ca/root.pem in its state directory)")
+        })?;
+        Ok(Controller::new(&args.controller, &path, &roots, Arc::clone(&self.svids))?)
+    }
+
+    async fn intercept(
+        &self,
+        args: &AgentArgs,
+    ) -> Result<(Arc<Interceptor>, Running, mpsc::Receiver<PodEvent>)> {
+        let config = Config {
+            pods_root: args.pods_cgroup.clone(),
+            pin_dir: args.pin_dir.clone(),
+            node: args.node.as_str().into(),
+        };
+        // Loading waits for the verifier: not on a thread that answers readiness.
+        let started = tokio::task::spawn_blocking(move || Interceptor::start(config)).await?;
+        let interceptor = Arc::new(started.map_err(|error| {
+            let lacking: Vec<String> =
+                probe().into_iter().filter(|p| !p.ok).map(|p| format!("{}: {}", p.name, p.mend)).collect();
+            let error = anyhow::Error::new(error).context("the kernel programs could not be loaded");
+            if lacking.is_empty() { error } else { error.context(format!("this node lacks: {}", lacking.join("; "))) }
+        })?);
+        let (sender, events) = mpsc::channel(EVENTS);
+        let published = &self.control.published;
+        let running = interceptor.run(published.slot(), published.watch(), sender)?;
+        // Set once: this runs once.
+        if self.node.interceptor.set(Arc::clone(&interceptor)).is_err() {
+            tracing::error!("interception was started twice");
+        }
+        Ok((interceptor, running, events))
+    }
+}
+
+impl Started {
+    /// Stops accepting, waits for open connections, ends the rest. The kernel programs stay pinned and keep pods closed.
+    async fn drain(self, args: &AgentArgs) {
+        tracing::info!(open = self.dataplane.open(), limit = ?args.drain_limit(), "draining");
+        self.readiness.require("drain", || Some("the agent is draining".to_owned()));
+        let interception = self.interception;
+        if let Err(error) = tokio::task::spawn_blocking(move || interception.stop()).await {
+            tracing::error!(%error, "interception did not stop");
+        }
+        self.dataplane.drain(args.drain_limit()).await;
+        tracing::info!("drained");
+    }
+}
+
+/// Prints what the kernel has and lacks; whether all is there.
+pub fn check() -> bool {
+    let probes = probe();
+    println!("{:#}", local::checks(&probes));
+    probes.iter().all(|probe| probe.ok)
+}
+
+fn termination() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,68 @@
+//! Which pods the data plane serves, written down as the events pass by on their way from interception to it. For status
+//! and readiness.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mesh_core::model::WorkloadUid;
+use mesh_core::snapshot::Snapshot;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::intercept::{PodEvent, PodNet, PodProblem};
+
+/// The pods that are served now.
+#[derive(Debug, Default)]
+pub(super) struct ServedPods(Mutex<HashMap<WorkloadUid, Arc<PodNet>>>);
+
+impl ServedPods {
+    /// Passes events on and writes them down, until either side ends.
+    pub(super) async fn follow(
+        self: Arc<Self>,
+        mut events: mpsc::Receiver<PodEvent>,
+        to: mpsc::Sender<PodEvent>,
+    ) {
+        while let Some(event) = events.recv().await {
+            match &event {
+                PodEvent::Up(net, _) => drop(self.0.lock().insert(net.uid.clone(), Arc::clone(net))),
+                PodEvent::Down { uid, .. } => drop(self.0.lock().remove(uid)),
+            }
+            if to.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Each enrolled pod of `node`, whether it is served, and why not.
+    pub(super) fn report(&self, snapshot: &Snapshot, node: &str, problems: &[PodProblem]) -> Value {
+        let served = self.0.lock();
+        let mut pods: Vec<_> =
+            snapshot.workloads().filter(|w| w.enrolled && *w.node == *node).map(Arc::clone).collect();
+        pods.sort_by_key(|pod| (pod.namespace().to_owned(), Arc::clone(&pod.name)));
+        let report = pods.iter().map(|pod| {
+            let problem = problems.iter().find(|problem| problem.uid == pod.uid);
+            json!({
+                "uid": pod.uid.to_string(),
+                "namespace": pod.namespace(),
+                "name": &*pod.name,
+                "identity": pod.identity.to_string(),
+                "addresses": pod.addresses,
+                "served": served.contains_key(&pod.uid),
+                "netns_cookie": served.get(&pod.uid).map(|net| net.netns_cookie),
+                "problem": problem.map(|problem| problem.reason.as_str()),
+            })
+        });
+        Value::Array(report.collect())
+    }
+
+    /// The first enrolled pod of `node` that is neither served nor known to have a problem.
+    pub(super) fn pending(&self, snapshot: &Snapshot, node: &str, problems: &[PodProblem]) -> Option<String> {
+        let served = self.0.lock();
+        snapshot
+            .workloads()
+            .filter(|w| w.enrolled && *w.node == *node)
+            .find(|w| !served.contains_key(&w.uid) && !problems.iter().any(|p| p.uid == w.uid))
+            .map(|w| format!("pod {}/{} is not served yet", w.namespace(), w.name))
+    }
+}
