@@ -22,7 +22,7 @@ const SCENES: [&str; 8] = [
 ];
 
 /// Plays a scene; what the server told and what the client told.
-fn play(client: &Pod, server: &Pod, scene: &str, port: u16, v6: bool) -> Result<(Value, Value)> {
+pub(crate) fn play(client: &Pod, server: &Pod, scene: &str, port: u16, v6: bool) -> Result<(Value, Value)> {
     let process = apps::peer_server(server, "scene-server", port, &["--scene", scene])?;
     let to = if v6 { server.at6(port) } else { server.at(port) };
     let told = client.peer(&["scene-client", "--to", &to, "--scene", scene])?;

@@ -62,3 +62,33 @@ fn the_helper_tells_plain_tcp_as_it_is() -> Result<()> {
     ensure!(exact["exact"] == true, "{exact}");
     Ok(())
 }
+
+#[test]
+fn postgresql_and_redis_run_in_pods() -> Result<()> {
+    let world = World::new()?;
+    let (web, db) = (world.pod(&PodSpec::new("shop", "web", 1))?, world.pod(&PodSpec::new("shop", "db", 2))?);
+    let (_postgres, _redis) = (apps::postgres(&db)?, apps::redis(&db)?);
+    for host in [db.v4.to_string(), db.v6.to_string()] {
+        let one = web.run("psql", &["-h", &host, "-U", "postgres", "-Atc", "select 1"])?.success()?;
+        let pong = web.run("redis-cli", &["-h", &host, "ping"])?.success()?;
+        ensure!(one.trim() == "1" && pong.trim() == "PONG", "{host}: {one} {pong}");
+    }
+    Ok(())
+}
+
+#[test]
+fn over_plain_tcp_each_ending_is_seen_as_the_kernel_has_it() -> Result<()> {
+    let world = World::new()?;
+    let (client, server) =
+        (world.pod(&PodSpec::new("shop", "c", 1))?, world.pod(&PodSpec::new("shop", "s", 2))?);
+    for (port, (scene, told)) in (7200..).zip([
+        ("client-reset", r#"{"answer":"broken-pipe","end":"reset","got":1000}"#),
+        ("server-reset", r#""reset""#),
+        ("close-unread", r#""closed with unread bytes""#),
+        ("out-of-band", r#"{"end":"eof","got":"a!b"}"#),
+    ]) {
+        let (server, _) = crate::endings::play(&client, &server, scene, port, false)?;
+        ensure!(server.to_string() == told, "{scene}: {server}");
+    }
+    Ok(())
+}

@@ -100,7 +100,7 @@ impl Mesh {
         let mut process = Process::start(&self.world.wire(), &name, &binary("mesh-controller")?, &arguments)?;
         poll::until("the controller to serve", READY, || {
             if !process.running() {
-                bail!("it has ended");
+                bail!(poll::Hopeless("it has ended"));
             }
             if !state.join("ca/root.pem").is_file() {
                 bail!("no root certificate yet");
@@ -174,7 +174,7 @@ impl Mesh {
         let agent = self.agents[usize::from(number) - 1].as_mut().ok_or_else(|| anyhow!("no agent"))?;
         poll::until(&format!("the agent of {} to be ready", node.name), READY, || {
             if !agent.running() {
-                bail!("it has ended");
+                bail!(poll::Hopeless("it has ended"));
             }
             let answer = crate::world::netns::inside(&place.netns, || http_get(address, "/readyz"))??;
             if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(anyhow!("it answers {answer:?}")) }
