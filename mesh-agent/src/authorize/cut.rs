@@ -1,5 +1,7 @@
 //! The signal that ends an open connection from outside: policy changed, the pod is gone, the agent drains.
 
+use std::fmt;
+
 use tokio::sync::oneshot;
 
 /// Why an open connection was ended by the agent.
@@ -13,6 +15,29 @@ pub enum CutReason {
     Drain,
     /// The peer's or our certificate ended, or its root is no longer trusted.
     IdentityEnded,
+}
+
+impl CutReason {
+    /// The reason as one word, for metrics and response flags.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Denied(reason) => reason.code(),
+            Self::PodGone => "pod_gone",
+            Self::Drain => "agent_drained",
+            Self::IdentityEnded => "identity_ended",
+        }
+    }
+}
+
+impl fmt::Display for CutReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(reason) => write!(f, "policy changed: {reason}"),
+            Self::PodGone => f.write_str("the pod is gone"),
+            Self::Drain => f.write_str("the agent's drain time is over"),
+            Self::IdentityEnded => f.write_str("a certificate ended or its root is no longer trusted"),
+        }
+    }
 }
 
 /// Held by the connection: resolves when it has to end, never when nobody will ask.

@@ -1,1 +1,16 @@
-//! Stage 7: exactly one record a connection.
+//! Stage 7: exactly one record a connection, as one log line and one update of the metrics; and the node's HTTP port
+//! for metrics and readiness.
+
+mod labels;
+mod metrics;
+mod outcome;
+mod record;
+mod series;
+mod server;
+
+pub use labels::{Labels, Party, Reporter};
+pub use metrics::{AcceptFailure, Metrics};
+pub use outcome::Outcome;
+pub use record::{Facts, Record, Side};
+pub use series::{Series, SeriesLimits, SeriesTable};
+pub use server::{Readiness, serve};

@@ -1,0 +1,303 @@
+//! One worker: a thread with a `current_thread` runtime, its dialler, its open connections; and the fleet of them, with
+//! how much each has to do.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mesh_core::model::WorkloadUid;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::time::Instant;
+
+use super::accept_loop;
+use super::pod::{PodSlot, PodState};
+use crate::accept::{self, AcceptError};
+use crate::authorize::{Cut, CutReason, Live, Permit, Registered};
+use crate::context::Context;
+use crate::intercept::PodListeners;
+use crate::observe::{AcceptFailure, Outcome};
+use crate::transport::{Acceptor, Dialer, PodConnect};
+use crate::{inbound, outbound};
+
+/// A socket stays on the worker that accepted it unless another one has fewer by more than this.
+const SLACK: usize = 1;
+/// How often a drain looks whether all has ended.
+const IDLE_POLL: Duration = Duration::from_millis(20);
+
+/// Which of the agent's ports in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// 15001.
+    Outbound,
+    /// 15006.
+    Plain,
+    /// 15008.
+    Mtls,
+}
+
+/// An accepted socket: `S` is bound to a runtime, or on its way from one worker to another.
+#[derive(Debug)]
+pub(super) struct Handed<S> {
+    pub(super) stream: S,
+    pub(super) peer: SocketAddr,
+    pub(super) port: Port,
+    pub(super) pod: Arc<PodState>,
+    pub(super) slot: PodSlot,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Accept on a pod's listeners.
+    Accept(Arc<PodState>, PodListeners),
+    /// Close a pod's listeners.
+    StopAccepting(WorkloadUid),
+    /// Carry a connection that another worker accepted; it is counted already.
+    Carry(Handed<std::net::TcpStream>, Busy),
+    /// End the connections of a pod that is gone.
+    CutPod(WorkloadUid),
+    /// Close all listeners and idle tunnels.
+    Drain,
+    /// End every connection.
+    CutAll,
+    /// End the thread; what still runs is dropped.
+    Exit,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    members: Vec<(UnboundedSender<Order>, Arc<AtomicUsize>)>,
+}
+
+/// Counts a socket as a worker's.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Fleet {
+    pub(super) fn new(count: usize) -> (Arc<Self>, Vec<UnboundedReceiver<Order>>) {
+        let (members, inboxes) = (0..count)
+            .map(|_| {
+                let (sender, inbox) = unbounded_channel();
+                ((sender, Arc::default()), inbox)
+            })
+            .unzip();
+        (Arc::new(Self { members }), inboxes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.members.iter().map(|(_, load)| load.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn send(&self, index: usize, order: Order) {
+        let sent = self.members.get(index).map(|(sender, _)| sender.send(order));
+        if !matches!(sent, Some(Ok(()))) {
+            tracing::error!(worker = index, "a worker has ended");
+        }
+    }
+
+    pub(super) fn order(&self, order: impl Fn() -> Order) {
+        for index in 0..self.members.len() {
+            self.send(index, order());
+        }
+    }
+
+    /// Waits until nothing is open; false when that took longer than `limit`.
+    pub(super) async fn wait_idle(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.open() > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            tokio::time::sleep(IDLE_POLL).await;
+        }
+        true
+    }
+
+    /// The worker that takes a socket which `local` accepted.
+    fn choose(&self, local: usize) -> usize {
+        let load = |index: usize| match self.members.get(index) {
+            Some((_, load)) => load.load(Ordering::Relaxed),
+            None => usize::MAX,
+        };
+        let least = (0..self.members.len()).min_by_key(|index| load(*index)).unwrap_or(local);
+        if load(local) > load(least).saturating_add(SLACK) { least } else { local }
+    }
+
+    fn count(&self, index: usize) -> Busy {
+        let load = self.members.get(index).map(|(_, load)| Arc::clone(load)).unwrap_or_default();
+        load.fetch_add(1, Ordering::Relaxed);
+        Busy(load)
+    }
+}
+
+/// One worker's state; never leaves its thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    index: usize,
+    /// What all workers share.
+    pub(crate) ctx: Arc<Context>,
+    fleet: Arc<Fleet>,
+    /// Warm tunnels to other pods.
+    pub(crate) dialer: Rc<Dialer>,
+    /// Serves 15008.
+    pub(crate) acceptor: Rc<Acceptor>,
+    live: Rc<Live>,
+    accepting: RefCell<HashMap<WorkloadUid, Vec<AbortHandle>>>,
+}
+
+/// Starts the thread of worker `index`.
+pub(super) fn spawn(
+    index: usize,
+    ctx: Arc<Context>,
+    fleet: Arc<Fleet>,
+    inbox: UnboundedReceiver<Order>,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let local = LocalSet::new();
+        local.block_on(&runtime, async move {
+            let worker = Rc::new(Worker::new(index, ctx, fleet));
+            spawn_local(Rc::clone(&worker.live).follow(worker.ctx.published.clone()));
+            worker.follow(inbox).await;
+        });
+    })
+}
+
+impl Worker {
+    pub(super) fn new(index: usize, ctx: Arc<Context>, fleet: Arc<Fleet>) -> Self {
+        let dialer = Dialer::new(Arc::clone(&ctx.svids), ctx.config.dialer.clone(), PodConnect);
+        let acceptor = Acceptor::new(Arc::clone(&ctx.svids), ctx.config.acceptor.clone());
+        Self { index, ctx, fleet, dialer, acceptor, live: Live::new(), accepting: RefCell::default() }
+    }
+
+    /// Enters a connection that is about to carry bytes: from here on a change of policy, or the end of its pod, ends
+    /// it.
+    pub(crate) fn register(&self, pod: &PodState, permit: &Permit) -> Result<(Registered, Cut), Outcome> {
+        let entered = self
+            .live
+            .register(permit, &pod.net.uid, &self.ctx.published)
+            .map_err(|denial| Outcome::from(&denial))?;
+        // Looked at after it was entered: an order to cut the pod either finds it or was given before this.
+        if pod.is_gone() {
+            return Err(Outcome::from(&CutReason::PodGone));
+        }
+        Ok(entered)
+    }
+
+    async fn follow(self: Rc<Self>, mut inbox: UnboundedReceiver<Order>) {
+        while let Some(order) = inbox.recv().await {
+            match order {
+                Order::Accept(pod, listeners) => self.accept(&pod, listeners),
+                Order::StopAccepting(uid) => self.stop_accepting(&uid),
+                Order::Carry(handed, busy) => self.take(handed, busy),
+                Order::CutPod(uid) => self.live.cut_pod(&uid),
+                Order::Drain => {
+                    let all: Vec<WorkloadUid> = self.accepting.borrow().keys().cloned().collect();
+                    all.iter().for_each(|uid| self.stop_accepting(uid));
+                    self.dialer.close_idle();
+                }
+                Order::CutAll => {
+                    self.live.cut_all(&CutReason::Drain);
+                    self.dialer.close_idle();
+                }
+                Order::Exit => return,
+            }
+        }
+    }
+
+    fn accept(self: &Rc<Self>, pod: &Arc<PodState>, listeners: PodListeners) {
+        let PodListeners { outbound, inbound, mtls } = listeners;
+        let ports: [(Port, Vec<TcpListener>); 3] =
+            [(Port::Outbound, outbound), (Port::Plain, inbound), (Port::Mtls, mtls)];
+        let mut tasks = Vec::new();
+        for (port, listeners) in ports {
+            for listener in listeners {
+                let run = accept_loop::run(Rc::clone(self), Arc::clone(pod), port, listener);
+                tasks.push(spawn_local(run).abort_handle());
+            }
+        }
+        if let Some(old) = self.accepting.borrow_mut().insert(pod.net.uid.clone(), tasks) {
+            old.iter().for_each(AbortHandle::abort);
+        }
+    }
+
+    fn stop_accepting(&self, uid: &WorkloadUid) {
+        for task in self.accepting.borrow_mut().remove(uid).into_iter().flatten() {
+            task.abort();
+        }
+    }
+
+    /// Gives a socket to the least loaded worker.
+    pub(super) fn place(self: &Rc<Self>, handed: Handed<TcpStream>) {
+        let index = self.fleet.choose(self.index);
+        let busy = self.fleet.count(index);
+        if index == self.index {
+            return self.carry(handed, busy);
+        }
+        let Handed { stream, peer, port, pod, slot } = handed;
+        match stream.into_std() {
+            Ok(stream) => {
+                self.fleet.send(index, Order::Carry(Handed { stream, peer, port, pod, slot }, busy));
+            }
+            Err(error) => self.not_accepted(&AcceptError::Socket(error)),
+        }
+    }
+
+    /// Takes a socket that another worker accepted.
+    fn take(self: &Rc<Self>, handed: Handed<std::net::TcpStream>, busy: Busy) {
+        let Handed { stream, peer, port, pod, slot } = handed;
+        match TcpStream::from_std(stream) {
+            Ok(stream) => self.carry(Handed { stream, peer, port, pod, slot }, busy),
+            Err(error) => self.not_accepted(&AcceptError::Socket(error)),
+        }
+    }
+
+    fn carry(self: &Rc<Self>, handed: Handed<TcpStream>, busy: Busy) {
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            let Handed { stream, peer, port, pod, slot } = handed;
+            let (_busy, _slot) = (busy, slot);
+            let net = Arc::clone(&pod.net);
+            match port {
+                Port::Outbound => match accept::outbound(stream, peer, net) {
+                    Ok(accepted) => outbound::serve(&worker, accepted, pod).await,
+                    Err(error) => worker.not_accepted(&error),
+                },
+                Port::Plain => match accept::inbound_plain(stream, peer, net) {
+                    Ok(accepted) => inbound::serve_plain(&worker, accepted, pod).await,
+                    Err(error) => worker.not_accepted(&error),
+                },
+                Port::Mtls => inbound::serve_mtls(worker, stream, peer, pod).await,
+            }
+        });
+    }
+
+    fn not_accepted(&self, error: &AcceptError) {
+        let reason = match error {
+            AcceptError::NoOriginalDestination { .. } => AcceptFailure::NoOriginalDestination,
+            AcceptError::NotAnApplication { .. } => AcceptFailure::NotAnApplication,
+            AcceptError::Socket(_) => AcceptFailure::Socket,
+        };
+        self.ctx.metrics.accept_failed(reason);
+        tracing::info!(%error, "a socket was not accepted");
+    }
+}

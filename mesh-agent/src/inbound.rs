@@ -1,0 +1,240 @@
+//! A connection to a pod, from accept to the last byte: by mutual TLS on 15008 (each OPEN or CONNECT is one), or in
+//! plaintext on 15006. One record goes out for each, whatever happens.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_core::authorize::{Peer, PlainReason};
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::Workload;
+use tokio::net::TcpStream;
+
+use crate::accept::{self, Accepted};
+use crate::authorize::{self, Permit, Registered};
+use crate::context::Context;
+use crate::dataplane::{PodState, Worker};
+use crate::observe::{Facts, Outcome, Record, Reporter, Side};
+use crate::transport::{self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError};
+
+/// Serves one connection to a pod's 15008 to its end: handshake with the pod's own SVID, then any number of OPENs.
+pub(crate) async fn serve_mtls(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, pod: Arc<PodState>) {
+    let peer = accept::canonical(peer);
+    let Some(workload) = worker.ctx.snapshot().workload(&pod.net.uid).cloned() else {
+        refuse(&worker.ctx, (io, peer), Side::default(), Outcome::unknown_source(&pod.net.uid));
+        return;
+    };
+    let Some(svid) = worker.ctx.svid(&workload.identity).await else {
+        let outcome = Outcome::no_certificate(&workload.identity);
+        refuse(&worker.ctx, (io, peer), Side::unproven(&workload), outcome);
+        return;
+    };
+    let gate = Rc::new(Gate { worker: Rc::clone(&worker), pod: Arc::clone(&pod), peer });
+    if let Err(error) = worker.acceptor.serve(io, &svid, gate, pod.drain()).await {
+        if let ServeError::Handshake { reason, .. } = &error {
+            worker.ctx.metrics.handshake_failed(reason.code());
+        }
+        let record = Record::new(&worker.ctx.metrics, unserved(peer, Side::unproven(&workload)));
+        record.end(Outcome::from(&error));
+    }
+}
+
+/// A connection that never came to a handshake.
+fn refuse(ctx: &Context, (io, peer): (TcpStream, SocketAddr), destination: Side, outcome: Outcome) {
+    let record = Record::new(&ctx.metrics, unserved(peer, destination));
+    accept::reset(io);
+    record.end(outcome);
+}
+
+fn unserved(peer: SocketAddr, destination: Side) -> Facts {
+    Facts { destination, ..Facts::new(Reporter::Destination, peer) }
+}
+
+/// Decides about what comes through one tunnel.
+struct Gate {
+    worker: Rc<Worker>,
+    pod: Arc<PodState>,
+    /// Who dialled 15008: the pod's address, unless something translates it.
+    peer: SocketAddr,
+}
+
+/// Travels with an admitted connection.
+pub(crate) struct Passed {
+    record: Record,
+    registered: Registered,
+}
+
+impl Admit for Gate {
+    type Record = Passed;
+
+    async fn admit(
+        &self,
+        peer: &SpiffeId,
+        protocol: Protocol,
+        open: Open,
+    ) -> Result<Admitted<Passed>, Refusal> {
+        let ctx = &self.worker.ctx;
+        let mut facts = Facts::new(Reporter::Destination, self.peer);
+        facts.source.principal = Some(peer.clone());
+        facts.protocol = Some(protocol);
+        facts.dialled = Some(accept::canonical(open.destination));
+        let mut record = Record::new(&ctx.metrics, facts);
+        match self.pass(peer, open, &mut record).await {
+            Ok((app, registered, cut)) => {
+                record.opened();
+                Ok(Admitted { app, cut, record: Passed { record, registered } })
+            }
+            Err((code, outcome)) => {
+                let message = outcome.reason.clone();
+                record.end(outcome);
+                Err(Refusal { code, message })
+            }
+        }
+    }
+
+    fn ended(&self, passed: Passed, relayed: Relayed) {
+        let Passed { mut record, registered } = passed;
+        drop(registered);
+        // The near socket is the application's: what was read from it went to the client.
+        record.carried(relayed.from_near, relayed.to_near);
+        record.end(Outcome::of_end(&relayed.end, "reset_by_server", "reset_by_client"));
+    }
+}
+
+type Entered = (TcpStream, Registered, authorize::Cut);
+
+impl Gate {
+    /// The stages of one OPEN, with the current snapshot.
+    async fn pass(
+        &self,
+        peer: &SpiffeId,
+        open: Open,
+        record: &mut Record,
+    ) -> Result<Entered, (RefusalCode, Outcome)> {
+        let ctx = &self.worker.ctx;
+        let dst = accept::canonical(open.destination);
+        if !accept::is_application(&self.pod.net, dst) {
+            let reason = format!("{dst} is not a port of the pod's applications");
+            return Err((RefusalCode::BadDestination, Outcome::bad_destination(reason)));
+        }
+        let client = self.client(peer, accept::canonical(open.client)).await;
+        record.facts.client = client;
+        record.facts.endpoint = Some(dst);
+        let snapshot = ctx.snapshot();
+        record.facts.source.workload =
+            snapshot.workload_at(client.ip()).filter(|w| w.identity == *peer).cloned();
+        let Some(workload) = snapshot.workload(&self.pod.net.uid) else {
+            return Err((RefusalCode::Draining, Outcome::unknown_source(&self.pod.net.uid)));
+        };
+        record.facts.destination = Side::proven(workload);
+        let authenticated = Peer::Authenticated(peer.clone());
+        let permit = authorize::inbound(&snapshot, authenticated, client.ip(), workload, dst.port())
+            .map_err(|denial| (RefusalCode::Denied, Outcome::from(&denial)))?;
+        drop(snapshot);
+        record.facts.audit = permit.audit().to_vec();
+        let app = dial(ctx, &self.pod, (dst, client), &permit).await?;
+        match self.worker.register(&self.pod, &permit) {
+            Ok((registered, cut)) => Ok((app, registered, cut)),
+            Err(outcome) => {
+                accept::reset(app);
+                let denied = outcome.denied.is_some();
+                Err((if denied { RefusalCode::Denied } else { RefusalCode::Draining }, outcome))
+            }
+        }
+    }
+
+    /// The true client. What the peer forwards counts only when the snapshot gives that address to its identity;
+    /// otherwise the client is whoever dialled.
+    async fn client(&self, peer: &SpiffeId, forwarded: SocketAddr) -> SocketAddr {
+        let ctx = &self.worker.ctx;
+        let lookup = ctx.lookup.ensure(forwarded.ip());
+        if forwarded.ip() == self.peer.ip() {
+            // Nothing hangs on the answer but the client's name in log and metrics.
+            if tokio::time::timeout(ctx.config.label_wait, lookup).await.is_err() {
+                tracing::debug!(client = %forwarded, "the client's workload is not known yet");
+            }
+            return forwarded;
+        }
+        if let Err(error) = lookup.await {
+            tracing::debug!(%error, "the forwarded client could not be checked; its agent counts as the client");
+            return self.peer;
+        }
+        match ctx.snapshot().workload_at(forwarded.ip()) {
+            Some(workload) if workload.identity == *peer => forwarded,
+            _ => {
+                tracing::debug!(%forwarded, %peer, "the forwarded client is not an address of the peer's identity");
+                self.peer
+            }
+        }
+    }
+}
+
+/// Carries one plaintext connection that `accept::inbound_plain` took.
+pub(crate) async fn serve_plain(worker: &Worker, accepted: Accepted, pod: Arc<PodState>) {
+    let Accepted { io, client, orig_dst: dst, .. } = accepted;
+    let mut facts = Facts::new(Reporter::Destination, client);
+    facts.dialled = Some(dst);
+    facts.endpoint = Some(dst);
+    facts.protocol = Some(Protocol::Plain);
+    let mut record = Record::new(&worker.ctx.metrics, facts);
+    let outcome = match pass_plain(worker, (client, dst), &pod, &mut record).await {
+        Ok((app, registered, cut)) => {
+            record.opened();
+            let relayed = transport::plain::relay(io, app, Bytes::new(), cut).await;
+            drop(registered);
+            record.carried(relayed.to_near, relayed.from_near);
+            Outcome::of_end(&relayed.end, "reset_by_client", "reset_by_server")
+        }
+        Err(outcome) => {
+            accept::reset(io);
+            outcome
+        }
+    };
+    record.end(outcome);
+}
+
+/// The stages of a plaintext connection.
+async fn pass_plain(
+    worker: &Worker,
+    (client, dst): (SocketAddr, SocketAddr),
+    pod: &Arc<PodState>,
+    record: &mut Record,
+) -> Result<Entered, Outcome> {
+    let snapshot = worker.ctx.snapshot();
+    record.facts.source.workload = snapshot.workload_at(client.ip()).cloned();
+    let workload: &Arc<Workload> =
+        snapshot.workload(&pod.net.uid).ok_or_else(|| Outcome::unknown_source(&pod.net.uid))?;
+    record.facts.destination = Side::unproven(workload);
+    let peer = Peer::Plain(PlainReason::NotMeshed);
+    let permit = authorize::inbound(&snapshot, peer, client.ip(), workload, dst.port())
+        .map_err(|denial| Outcome::from(&denial))?;
+    drop(snapshot);
+    record.facts.audit = permit.audit().to_vec();
+    let app = dial(&worker.ctx, pod, (dst, client), &permit).await.map_err(|(_, outcome)| outcome)?;
+    match worker.register(pod, &permit) {
+        Ok((registered, cut)) => Ok((app, registered, cut)),
+        Err(outcome) => {
+            accept::reset(app);
+            Err(outcome)
+        }
+    }
+}
+
+/// Dials the application, which sees `client` as its peer.
+async fn dial(
+    ctx: &Context,
+    pod: &PodState,
+    (dst, client): (SocketAddr, SocketAddr),
+    _permit: &Permit,
+) -> Result<TcpStream, (RefusalCode, Outcome)> {
+    match tokio::time::timeout(ctx.config.dial_timeout, pod.net.dial_application(dst, client)).await {
+        Ok(Ok(app)) => Ok(app),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err((RefusalCode::ConnectionRefused, Outcome::dial(&error)))
+        }
+        Ok(Err(error)) => Err((RefusalCode::Unreachable, Outcome::dial(&error))),
+        Err(_) => Err((RefusalCode::Unreachable, Outcome::dial_timeout())),
+    }
+}

@@ -1,0 +1,193 @@
+//! Everything that the data plane counts, and the registry that the node's HTTP port writes out.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+use super::series::{SeriesLimits, SeriesTable};
+use crate::control::Published;
+use crate::identify::SvidStore;
+
+/// How often series of gone workloads are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
+
+type Reason = [(&'static str, &'static str); 1];
+
+/// Why an accept did not give a connection; the word is the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptFailure {
+    /// No original destination: reset.
+    NoOriginalDestination,
+    /// Not a port of the pod's applications: reset.
+    NotAnApplication,
+    /// The socket failed before it was looked at.
+    Socket,
+    /// The client gave up before `accept()`.
+    Aborted,
+    /// Out of file descriptors or memory.
+    Exhausted,
+    /// The pod has as many connections as it may have; accept pauses.
+    PodLimit,
+}
+
+impl AcceptFailure {
+    fn word(self) -> &'static str {
+        match self {
+            Self::NoOriginalDestination => "no_original_destination",
+            Self::NotAnApplication => "not_an_application",
+            Self::Socket => "socket_failed",
+            Self::Aborted => "aborted",
+            Self::Exhausted => "exhausted",
+            Self::PodLimit => "pod_limit",
+        }
+    }
+}
+
+/// All metrics of the data plane.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// The golden metrics.
+    pub series: SeriesTable,
+    /// Connections that the application's end of which runs on this node now.
+    pub open: Gauge,
+    /// Records that were written because nothing else ended the connection.
+    pub aborted: Counter,
+    denials: Family<Reason, Counter>,
+    handshakes: Family<Reason, Counter>,
+    accepts: Family<Reason, Counter>,
+}
+
+impl Metrics {
+    /// Empty metrics.
+    pub fn new(limits: SeriesLimits) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("ferromesh");
+        let series = SeriesTable::new(limits, &mut registry);
+        let metrics = Self {
+            registry: Mutex::default(),
+            series,
+            open: Gauge::default(),
+            aborted: Counter::default(),
+            denials: Family::default(),
+            handshakes: Family::default(),
+            accepts: Family::default(),
+        };
+        let families = [
+            (
+                "authorization_denials",
+                "Connections that this agent refused or ended by policy",
+                &metrics.denials,
+            ),
+            ("handshake_failures", "TLS handshakes that failed, both directions", &metrics.handshakes),
+            ("accept_failures", "Sockets that did not become a connection", &metrics.accepts),
+        ];
+        for (name, help, family) in families {
+            registry.register(name, help, family.clone());
+        }
+        registry.register("connections_open", "Connections open now", metrics.open.clone());
+        registry.register(
+            "connections_aborted",
+            "Connections whose task ended without a result",
+            metrics.aborted.clone(),
+        );
+        *metrics.registry.lock() = registry;
+        Arc::new(metrics)
+    }
+
+    /// Adds metrics of other parts of the agent; the registry gives the prefix `ferromesh`.
+    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
+        add(&mut self.registry.lock());
+    }
+
+    /// Adds the kernel programs' counters, read when metrics are fetched.
+    pub fn register_kernel(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
+        self.registry.lock().register_collector(Box::new(Kernel(Box::new(read))));
+    }
+
+    /// Adds the ends of the certificates that `store` holds.
+    pub fn register_certificates(&self, store: Arc<SvidStore>) {
+        self.registry.lock().register_collector(Box::new(Certificates(store)));
+    }
+
+    /// A connection was denied by policy.
+    pub fn denied(&self, reason: &'static str) {
+        self.denials.get_or_create_owned(&[("reason", reason)]).inc();
+    }
+
+    /// A handshake failed.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshakes.get_or_create_owned(&[("reason", reason)]).inc();
+    }
+
+    /// An accept did not give a connection.
+    pub fn accept_failed(&self, reason: AcceptFailure) {
+        self.accepts.get_or_create_owned(&[("reason", reason.word())]).inc();
+    }
+
+    /// The OpenMetrics text.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry.lock())?;
+        Ok(text)
+    }
+
+    /// Removes the series of gone workloads, for ever. Cancel by dropping.
+    pub async fn expire_series(self: Arc<Self>, published: Published) {
+        loop {
+            tokio::time::sleep(EXPIRY_INTERVAL).await;
+            let removed = self.series.expire(&published.load(), Instant::now());
+            if removed > 0 {
+                tracing::debug!(removed, "series of gone workloads were removed");
+            }
+        }
+    }
+}
+
+/// The kernel's counters.
+struct Kernel(Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>);
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+impl Collector for Kernel {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Outcomes of the kernel programs";
+        let mut metric =
+            encoder.encode_descriptor("kernel_decisions", help, None, ConstCounter::<u64>::TYPE)?;
+        for (reason, count) in (self.0)() {
+            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The ends of certificates.
+#[derive(Debug)]
+struct Certificates(Arc<SvidStore>);
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "When a workload certificate of this node ends, in seconds since 1970";
+        let name = "certificate_not_after_seconds";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (identity, svid) in self.0.all().iter() {
+            let end = svid.not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let end = i64::try_from(end).unwrap_or(i64::MAX);
+            ConstGauge::new(end).encode(metric.encode_family(&[("identity", identity.to_string())])?)?;
+        }
+        Ok(())
+    }
+}
