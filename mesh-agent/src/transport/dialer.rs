@@ -218,7 +218,7 @@ impl<C: Connect> Dialer<C> {
     }
 
     /// Takes back a lease that ended clean.
-    pub(super) fn give_back(&self, key: PoolKey, link: Link) {
+    pub(super) fn give_back(&self, key: PoolKey, link: Box<Link>) {
         self.leases.borrow_mut().give(key, link);
     }
 

@@ -79,8 +79,10 @@ impl Direction {
                 Poll::Ready(Err(_)) => return Err(Failed::Sink),
                 Poll::Ready(Ok(n)) if !self.replay.is_empty() => self.replay.advance(n),
                 Poll::Ready(Ok(n)) => {
-                    self.buf.as_mut().map(|buf| buf.consume(n));
-                    self.buf.take_if(|buf| buf.is_empty());
+                    self.buf.take_if(|buf| {
+                        buf.consume(n);
+                        buf.is_empty()
+                    });
                 }
             }
             moved = true;

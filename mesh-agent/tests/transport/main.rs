@@ -1,5 +1,7 @@
 //! Both transports on loopback, in process: what arrives, what is refused, how connections end, what is used again.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod ends;
 mod identity;
 mod pki;

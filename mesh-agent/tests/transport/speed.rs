@@ -14,7 +14,7 @@ use crate::world::{BOTH, World, run};
 
 const BULK: usize = 1 << 30;
 
-async fn bulk(mut client: TcpStream, mut app: TcpStream) -> f64 {
+async fn bulk(client: TcpStream, mut app: TcpStream) -> f64 {
     let start = Instant::now();
     let sender = std::thread::spawn({
         let client = client.into_std().unwrap();
@@ -33,7 +33,8 @@ async fn bulk(mut client: TcpStream, mut app: TcpStream) -> f64 {
     while got < BULK {
         got += app.read(&mut buf).await.unwrap();
     }
-    client = TcpStream::from_std(sender.join().unwrap()).unwrap();
+    let client = tokio::task::spawn_blocking(move || sender.join().unwrap()).await.unwrap();
+    let client = TcpStream::from_std(client).unwrap();
     drop(client);
     BULK as f64 * 8e-9 / start.elapsed().as_secs_f64()
 }
@@ -56,7 +57,7 @@ async fn ping(client: &mut TcpStream, app: TcpStream) -> Duration {
         times.push(start.elapsed());
     }
     client.shutdown().await.unwrap();
-    echo.join().unwrap();
+    tokio::task::spawn_blocking(move || echo.join().unwrap()).await.unwrap();
     times.sort();
     times[times.len() / 2]
 }

@@ -15,7 +15,7 @@ use crate::transport::{End, Open, Relayed, near as socket};
 /// A leased connection on its way to be used.
 #[derive(Debug)]
 pub(in crate::transport) struct Lease {
-    pub(in crate::transport) link: Link,
+    pub(in crate::transport) link: Box<Link>,
     pub(in crate::transport) key: PoolKey,
     /// It came out of the pool: it may have died there unseen.
     pub(in crate::transport) warm: bool,
@@ -70,7 +70,7 @@ pub(in crate::transport) async fn carry<C: Connect>(
 }
 
 /// RESET tells the far side that nothing of the refused connection follows any more; then the lease is idle at both ends.
-fn give_back_refused<C: Connect>(dialer: &Dialer<C>, key: PoolKey, mut link: Link) {
+fn give_back_refused<C: Connect>(dialer: &Dialer<C>, key: PoolKey, mut link: Box<Link>) {
     if link.tls.wants_write() || link.put_frame(&Frame::Reset).is_err() {
         return link.abort(false);
     }

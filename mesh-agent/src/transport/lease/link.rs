@@ -39,8 +39,8 @@ pub(super) enum Idle {
 
 impl Link {
     /// A connection whose handshake is over.
-    pub(in crate::transport) fn new(io: TlsIo, not_after: SystemTime) -> Self {
-        Self {
+    pub(in crate::transport) fn new(io: TlsIo, not_after: SystemTime) -> Box<Self> {
+        Box::new(Self {
             tcp: io.tcp,
             tls: io.tls,
             decoder: Decoder::default(),
@@ -48,7 +48,7 @@ impl Link {
             awaiting_done: false,
             draining: false,
             idle_since: Instant::now(),
-        }
+        })
     }
 
     /// Looks at what arrived while the connection was idle. Costs no system call when nothing did.

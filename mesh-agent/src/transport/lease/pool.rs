@@ -8,8 +8,9 @@ use crate::transport::key::PoolKey;
 
 /// The idle connections of one worker.
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "a link has two kilobytes of state and moves with each lease")]
 pub(in crate::transport) struct LeasePool {
-    idle: HashMap<PoolKey, Vec<Link>>,
+    idle: HashMap<PoolKey, Vec<Box<Link>>>,
     held: usize,
     max_for_key: usize,
     max: usize,
@@ -22,7 +23,7 @@ impl LeasePool {
     }
 
     /// Takes the warmest connection that can be leased now; dead ones on the way are closed.
-    pub(in crate::transport) fn take(&mut self, key: &PoolKey, now: SystemTime) -> Option<Link> {
+    pub(in crate::transport) fn take(&mut self, key: &PoolKey, now: SystemTime) -> Option<Box<Link>> {
         let stack = self.idle.get_mut(key)?;
         for at in (0..stack.len()).rev() {
             match stack[at].check_idle(now) {
@@ -41,7 +42,7 @@ impl LeasePool {
     }
 
     /// Takes back a connection that ended clean. When there are too many, the one that was idle longest goes.
-    pub(in crate::transport) fn give(&mut self, key: PoolKey, mut link: Link) {
+    pub(in crate::transport) fn give(&mut self, key: PoolKey, mut link: Box<Link>) {
         if link.draining || self.max == 0 {
             return link.close();
         }

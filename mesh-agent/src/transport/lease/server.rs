@@ -27,7 +27,7 @@ enum Next {
 
 /// Serves one connection to its end.
 pub(in crate::transport) async fn serve<H: Admit>(
-    mut link: Link,
+    mut link: Box<Link>,
     mut peer: VerifiedPeer,
     handler: &H,
     mut drain: Drain,
@@ -70,7 +70,7 @@ pub(in crate::transport) async fn serve<H: Admit>(
 }
 
 /// One OPEN. The link comes back when it is free again.
-async fn one<H: Admit>(mut link: Link, peer: &VerifiedPeer, handler: &H, open: Open) -> Option<Link> {
+async fn one<H: Admit>(mut link: Box<Link>, peer: &VerifiedPeer, handler: &H, open: Open) -> Option<Box<Link>> {
     let admitted = tokio::select! {
         biased;
         admitted = handler.admit(&peer.identity, Protocol::Ferromesh, open) => Some(admitted),
@@ -103,7 +103,7 @@ async fn one<H: Admit>(mut link: Link, peer: &VerifiedPeer, handler: &H, open: O
     free
 }
 
-fn abort(link: Link, tell: bool) -> Option<Link> {
+fn abort(link: Box<Link>, tell: bool) -> Option<Box<Link>> {
     link.abort(tell);
     None
 }
@@ -131,7 +131,7 @@ async fn abandoned(link: &mut Link) {
 }
 
 /// Says REFUSED and throws away what was sent ahead, until the dialler says RESET: then the connection is free again.
-async fn refuse(mut link: Link, refusal: Refusal) -> Option<Link> {
+async fn refuse(mut link: Box<Link>, refusal: Refusal) -> Option<Box<Link>> {
     let told = async {
         link.send_frame(&Frame::Refused(refusal)).await?;
         loop {
@@ -150,7 +150,7 @@ async fn refuse(mut link: Link, refusal: Refusal) -> Option<Link> {
 
 /// Says DRAIN and waits until the dialler closes. An OPEN that crosses it is not answered: the dialler knows from DRAIN
 /// that it was not read.
-async fn leave(mut link: Link, settings: &AcceptorSettings) -> Result<(), ServeError> {
+async fn leave(mut link: Box<Link>, settings: &AcceptorSettings) -> Result<(), ServeError> {
     let closed = async {
         link.send_frame(&Frame::Drain).await?;
         while poll_fn(|cx| link.poll_frame(cx)).await?.is_some() {}
