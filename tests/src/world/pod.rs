@@ -59,7 +59,8 @@ pub struct Pod {
 /// How long a program that [`Pod::run`] starts may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
-pub(super) fn make(world: &World, spec: &PodSpec, number: u32) -> Result<Pod> {
+/// Makes the pod and the process that holds its namespace, as a pod's pause container does.
+pub(super) fn make(world: &World, spec: &PodSpec, number: u32) -> Result<(Pod, Process)> {
     let node = world.node(spec.node);
     let ns = format!("{}{}-p{number}", netns::PREFIX, world.run);
     let uid = uid(world, number);
@@ -70,8 +71,14 @@ pub(super) fn make(world: &World, spec: &PodSpec, number: u32) -> Result<Pod> {
     netns::add(&ns)?;
     join(node, &ns, &format!("p{number}"), (v4, v6))?;
     let place = Place { netns: ns, cgroup, logs: world.files.join("logs") };
+    // As a kubelet's pause container: the pod has a process, and so a namespace to be found by, before its programs run.
+    // The pod's cgroup ends it.
+    let pause = format!("{}-{}-pause", spec.namespace, spec.name);
+    Process::start(&place, &pause, Path::new("sleep"), &["infinity"])?.leave_running();
+    let pause = Process::start(&place, &format!("pause-{number}"), Path::new("sleep"), &["infinity"])?;
     let runs = Arc::new(AtomicU32::new(0));
-    Ok(Pod { spec: spec.clone(), uid, node: node.name.clone(), v4, v6, place, runs })
+    let pod = Pod { spec: spec.clone(), uid, node: node.name.clone(), v4, v6, place, runs };
+    Ok((pod, pause))
 }
 
 fn uid(world: &World, number: u32) -> String {
