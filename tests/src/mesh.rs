@@ -1,6 +1,7 @@
 //! The mesh over a world: a controller on the wire and an agent on each node, started, stopped, killed and looked at.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -71,7 +72,7 @@ impl Mesh {
 
     fn state(&self, of: &str) -> Result<PathBuf> {
         let path = self.world.files.join(of);
-        fs::create_dir_all(&path)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         Ok(path)
     }
 

@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
@@ -38,6 +39,7 @@ pub struct World {
     wire: String,
     cgroup: PathBuf,
     next_pod: AtomicU32,
+    pauses: Mutex<Vec<Process>>,
     keep: bool,
     _lock: File,
 }
@@ -103,6 +105,7 @@ impl World {
             wire,
             cgroup,
             next_pod: AtomicU32::new(1),
+            pauses: Mutex::default(),
             keep: false,
             _lock: lock,
         };
@@ -180,12 +183,16 @@ impl World {
     /// Makes a pod.
     pub fn pod(&self, spec: &PodSpec) -> Result<Pod> {
         let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
-        pod::make(self, spec, number)
+        let (pod, pause) = pod::make(self, spec, number)?;
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).push(pause);
+        Ok(pod)
     }
 
     /// Leaves everything as it is when this is dropped; the next world removes it.
     pub fn keep(&mut self) {
         self.keep = true;
+        let pauses = std::mem::take(&mut *self.pauses.lock().unwrap_or_else(PoisonError::into_inner));
+        pauses.into_iter().for_each(Process::leave_running);
     }
 
     /// Where the world's cgroups are.
