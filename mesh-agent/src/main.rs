@@ -20,7 +20,9 @@ fn main() -> ExitCode {
         return if mesh_agent::run::check() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let Some(args) = cli.agent else {
-        Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "give --node and the rest").exit();
+        Cli::command()
+            .error(clap::error::ErrorKind::MissingRequiredArgument, "give --node and the rest")
+            .exit();
     };
     if let Err(error) = log_to_stdout(&args) {
         eprintln!("mesh-agent: {error:#}");
@@ -29,8 +31,9 @@ fn main() -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
-            eprintln!("mesh-agent: {error:#}");
+            let error = causes(&error);
+            tracing::error!("{error}");
+            eprintln!("mesh-agent: {error}");
             ExitCode::FAILURE
         }
     }
@@ -54,6 +57,17 @@ fn start(args: AgentArgs) -> Result<()> {
     result
 }
 
+/// An error with its causes, each said once: some errors have their cause in their own text.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 fn log_to_stdout(args: &AgentArgs) -> Result<()> {
     let filter = EnvFilter::try_new(&args.log_level)
         .with_context(|| format!("--log-level {:?} is not a level", args.log_level))?;
@@ -69,7 +83,9 @@ fn log_to_stdout(args: &AgentArgs) -> Result<()> {
 fn raise_descriptor_limit() {
     let held = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
-    if held.current.is_none_or(|current| current >= DESCRIPTORS) || setrlimit(Resource::Nofile, wanted).is_ok() {
+    if held.current.is_none_or(|current| current >= DESCRIPTORS)
+        || setrlimit(Resource::Nofile, wanted).is_ok()
+    {
         return;
     }
     let most = Rlimit { current: held.maximum, maximum: held.maximum };

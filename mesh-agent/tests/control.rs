@@ -40,7 +40,7 @@ async fn begun() -> (Rig, ServerStream) {
     let mut message = first(1);
     message.trust_bundle = Some(rig.ca.bundle());
     stream.send(message).await;
-    assert_eq!(stream.ack().await, (1, String::new()));
+    assert_eq!(stream.ack(1).await, "");
     (rig, stream)
 }
 
@@ -107,7 +107,7 @@ async fn deltas_are_applied_and_acknowledged() {
     message.upserts = vec![policy("db", 1)];
     message.trust_bundle = Some(rig.ca.bundle());
     stream.send(message).await;
-    assert_eq!(stream.ack().await, (2, String::new()));
+    assert_eq!(stream.ack(2).await, "");
     versions.changed().await.unwrap();
     let snapshot = control.published.load();
     assert_eq!((snapshot.version, snapshot.policies().count(), snapshot.workloads().count()), (2, 1, 1));
@@ -120,8 +120,7 @@ async fn a_refused_delta_keeps_the_last_good_snapshot_and_the_stream_begins_anew
     let mut bad = control_fixture::message(2);
     bad.upserts = vec![policy("good", 1), policy("bad", 0)];
     stream.send(bad).await;
-    let (version, error) = stream.ack().await;
-    assert_eq!(version, 2);
+    let error = stream.ack(2).await;
     assert!(error.contains("policy shop/bad: action"), "{error}");
     assert_eq!(rig.control.status.stream().refused.as_deref(), Some(&*error));
     // What follows builds on what was refused.
@@ -136,7 +135,7 @@ async fn a_refused_delta_keeps_the_last_good_snapshot_and_the_stream_begins_anew
     let mut message = first(4);
     message.upserts.push(policy("good", 1));
     stream.send(message).await;
-    assert_eq!(stream.ack().await, (4, String::new()));
+    assert_eq!(stream.ack(4).await, "");
     assert_eq!(rig.control.published.load().policies().count(), 1);
     assert_eq!(rig.control.status.stream().refused, None);
 }
@@ -147,9 +146,9 @@ async fn a_reset_heals_a_refusal_on_the_same_stream() {
     let mut bad = control_fixture::message(2);
     bad.upserts = vec![policy("bad", 0)];
     stream.send(bad).await;
-    assert_ne!(stream.ack().await.1, "");
+    assert_ne!(stream.ack(2).await, "");
     stream.send(first(3)).await;
-    assert_eq!(stream.ack().await, (3, String::new()));
+    assert_eq!(stream.ack(3).await, "");
     assert_eq!(rig.control.status.stream().refused, None);
 }
 
@@ -159,7 +158,7 @@ async fn another_trust_domain_or_an_empty_bundle_is_refused() {
     let mut message = first(2);
     message.trust_domain = "other.example".to_owned();
     stream.send(message).await;
-    let (_, error) = stream.ack().await;
+    let error = stream.ack(2).await;
     assert!(error.contains("other.example") && error.contains("cluster.local"), "{error}");
 
     let mut stream = rig.stream().await;
@@ -167,7 +166,7 @@ async fn another_trust_domain_or_an_empty_bundle_is_refused() {
     let mut message = first(3);
     message.trust_bundle = Some(proto::TrustBundle { roots_der: vec![] });
     stream.send(message).await;
-    assert!(stream.ack().await.1.contains("trust bundle"));
+    assert!(stream.ack(3).await.contains("trust bundle"));
     assert_eq!(rig.control.published.load().version, 1);
     assert_eq!(rig.control.svids.trust().roots.len(), 1);
 }
@@ -179,7 +178,7 @@ async fn a_stream_has_to_begin_with_a_reset() {
     let mut stream = rig.stream().await;
     stream.hello().await;
     stream.send(control_fixture::message(9)).await;
-    assert!(stream.ack().await.1.contains("reset"));
+    assert!(stream.ack(9).await.contains("reset"));
     assert_eq!(rig.control.published.load().version, 0);
 }
 
@@ -193,7 +192,7 @@ async fn the_snapshot_stays_while_the_controller_is_away_and_hello_tells_what_is
     answer.upserts = vec![workload("api", "n2", [10, 2, 0, 1])];
     stream.send(answer).await;
     asked.await.unwrap().unwrap();
-    stream.ack().await;
+    stream.ack(2).await;
 
     drop(stream);
     eventually("the loss to be seen", || !rig.control.status.stream().connected).await;
@@ -203,7 +202,7 @@ async fn the_snapshot_stays_while_the_controller_is_away_and_hello_tells_what_is
     assert_eq!(stream.hello().await.addresses, [encode::address(PEER)]);
     // A reset forgets what was held before.
     stream.send(first(10)).await;
-    stream.ack().await;
+    stream.ack(10).await;
     assert!(matches!(rig.control.published.load().destination(PEER), Destination::NotLoaded));
 }
 
@@ -302,10 +301,24 @@ async fn only_enrolled_workloads_of_this_node_get_certificates() {
     plain.enrolled = false;
     message.upserts = vec![outside, workload("remote", "n2", [10, 2, 0, 7])];
     stream.send(message).await;
-    stream.ack().await;
+    stream.ack(2).await;
     eventually("an SVID", || rig.control.svids.all().len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(rig.control.svids.all().keys().collect::<Vec<_>>(), [&id("web")]);
+}
+
+#[tokio::test]
+async fn the_controller_hears_of_new_certificates() {
+    let (_rig, mut stream) = begun().await;
+    let told = loop {
+        match stream.next().await {
+            Kind::Ack(ack) if !ack.certificates.is_empty() => break ack,
+            Kind::Ack(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((told.version, told.error.as_str()), (1, ""));
+    assert_eq!(told.certificates[0].spiffe_id, id("web").to_string());
 }
 
 #[tokio::test]
@@ -353,7 +366,7 @@ async fn the_administration_socket_explains_with_the_decisions_of_the_data_plane
     pod.policies = vec![name("only-db")];
     message.upserts = vec![api, policy("only-db", 1), service("api", [10, 96, 0, 1], (80, 8080), "uid-api")];
     stream.send(message).await;
-    stream.ack().await;
+    stream.ack(2).await;
     let admin = rig.admin().await;
     assert_eq!(std::fs::metadata(&admin).unwrap().permissions().mode() & 0o777, 0o600);
 

@@ -24,7 +24,7 @@ fn render(json: &Value) -> String {
     format!(
         "{head}\n\n{}\n{}: {}\n",
         steps.render("no steps"),
-        field("verdict").to_uppercase(),
+        field("verdict").to_uppercase().replace('_', " "),
         field("reason")
     )
 }

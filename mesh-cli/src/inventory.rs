@@ -62,7 +62,7 @@ fn policies(list: &Value) -> String {
 
 /// The certificates that the agent holds.
 pub(crate) fn certificates(json: &Value, now: OffsetDateTime) -> String {
-    let mut table = Table::new(&["CERTIFICATE", "ENDS", "RENEWALS"]);
+    let mut table = Table::new(&["CERTIFICATE", "ENDS", "GENERATION"]);
     for c in each(&json["held"]) {
         table.row([text(&c["identity"]), end_of(&text(&c["not_after"]), now), text(&c["generation"])]);
     }

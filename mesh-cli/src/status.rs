@@ -85,8 +85,11 @@ fn controller_table(status: &StatusResponse, now: OffsetDateTime) -> String {
             object.message.clone(),
         ]);
     }
-    let count = format!("{} objects accepted without remarks\n", plain.len());
-    [head, agents.render("no agents"), count + &objects.render("no remarks")].join("\n")
+    let mut remarks = objects.render("every object was accepted without remarks");
+    if !plain.is_empty() {
+        remarks.push_str(&format!("{} objects accepted without remarks\n", plain.len()));
+    }
+    [head, agents.render("no agents"), remarks].join("\n")
 }
 
 fn agent_row(agent: &AgentStatus, now: OffsetDateTime) -> [String; 8] {
@@ -203,9 +206,9 @@ mod tests {
             lines[3],
             "n1    0.1.0  yes        12    11            2             2001-09-09T01:47:25Z (in 45s)  -"
         );
-        assert_eq!(lines[5], "1 objects accepted without remarks");
-        assert_eq!(lines[7], "bad.yaml:7  NO        Malformed       why");
-        assert_eq!(lines[8], "c.yaml:2    yes       SelectsNothing  why");
+        assert_eq!(lines[6], "bad.yaml:7  NO        Malformed       why");
+        assert_eq!(lines[7], "c.yaml:2    yes       SelectsNothing  why");
+        assert_eq!(lines[8], "1 objects accepted without remarks");
         assert_eq!(controller_json(&status)["agents"][0]["acknowledged_version"], 11);
     }
 

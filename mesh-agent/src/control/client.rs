@@ -30,6 +30,8 @@ use crate::identify::SvidStore;
 
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// New certificates are told together: at a start there is one for each identity.
+const REPORT_DELAY: Duration = Duration::from_millis(500);
 /// Messages to the controller that wait for the network.
 const OUTBOX: usize = 64;
 /// The largest message that is taken: about 100,000 endpoints.
@@ -86,8 +88,13 @@ pub(super) struct Discovery {
 /// What one stream remembers.
 struct Session {
     outbox: mpsc::Sender<AgentMessage>,
+    /// A reset was applied on this stream.
     begun: bool,
+    /// The version that was last acknowledged.
+    version: u64,
     refused: Option<Refusal>,
+    /// When the controller is told of new certificates.
+    report: Option<Instant>,
 }
 
 struct Refusal {
@@ -113,7 +120,7 @@ impl Discovery {
 
     async fn stream(&mut self, roots: &mut Vec<Vec<u8>>) -> Result<std::convert::Infallible, Ended> {
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        let mut session = Session { outbox, begun: false, refused: None };
+        let mut session = Session { outbox, begun: false, version: 0, refused: None, report: None };
         let hello = Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             addresses: self.lookup.begin().into_iter().map(encode::address).collect(),
@@ -136,6 +143,13 @@ impl Discovery {
                 }
                 changes = self.lookup.changes() => session.tell(changes).await?,
                 error = session.given_up() => return Err(Ended::Refused(error)),
+                () = self.status.certificates_changed.notified() => {
+                    session.report.get_or_insert(Instant::now() + REPORT_DELAY);
+                }
+                () = session.report_due() => {
+                    session.report = None;
+                    self.report(&session).await?;
+                }
             }
         }
     }
@@ -151,6 +165,7 @@ impl Discovery {
             return Ok(());
         }
         let version = message.version;
+        session.version = version;
         let outcome =
             if session.begun || message.reset { self.apply(message, roots) } else { Err(Refused::NoReset) };
         let error = match outcome {
@@ -174,6 +189,17 @@ impl Discovery {
             }
         };
         session.send(Kind::Ack(Ack { version, error, certificates: self.certificates() })).await
+    }
+
+    /// Tells of new certificates by acknowledging the same version again.
+    async fn report(&self, session: &Session) -> Result<(), Ended> {
+        // After a refusal the next stream's Hello tells.
+        if !session.begun || session.refused.is_some() {
+            return Ok(());
+        }
+        let (version, error) = (session.version, String::new());
+        let ack = Ack { version, error, certificates: self.certificates() };
+        session.send(Kind::Ack(ack)).await
     }
 
     fn apply(&self, message: ControllerMessage, held: &mut Vec<Vec<u8>>) -> Result<(), Refused> {
@@ -243,6 +269,13 @@ impl Session {
             self.send(Kind::Subscribe(Subscribe { addresses: bytes(changes.subscribe) })).await?;
         }
         Ok(())
+    }
+
+    async fn report_due(&self) {
+        match self.report {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Resolves when a refused delta has waited long enough for a reset; never without one.

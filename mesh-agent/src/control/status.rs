@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// The discovery stream, as of now.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,8 @@ pub struct ControlStatus {
     stream: Mutex<StreamStatus>,
     certificates: Mutex<Vec<CertificateProblem>>,
     node: Mutex<NodeStatus>,
+    /// Wakes the discovery client: the controller is to hear of a new certificate.
+    pub(super) certificates_changed: Notify,
 }
 
 /// The node certificate, as of now.

@@ -143,6 +143,12 @@ impl Parts {
         &self,
         args: &AgentArgs,
     ) -> Result<(Arc<Interceptor>, Running, mpsc::Receiver<PodEvent>)> {
+        anyhow::ensure!(
+            args.pods_cgroup.is_dir(),
+            "--pods-cgroup {} is not there: it is the directory on cgroup v2 that the pods' cgroups are below \
+             (for example /sys/fs/cgroup/kubepods.slice)",
+            args.pods_cgroup.display()
+        );
         let config = Config {
             pods_root: args.pods_cgroup.clone(),
             pin_dir: args.pin_dir.clone(),

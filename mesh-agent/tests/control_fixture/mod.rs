@@ -224,17 +224,24 @@ impl ServerStream {
         }
     }
 
-    pub(crate) async fn ack(&mut self) -> (u64, String) {
-        match self.next().await {
-            Kind::Ack(ack) => (ack.version, ack.error),
-            other => panic!("{other:?} is not Ack"),
+    /// The answer to `version`; reports of certificates may come before it.
+    pub(crate) async fn ack(&mut self, version: u64) -> String {
+        loop {
+            match self.next().await {
+                Kind::Ack(ack) if ack.version == version => return ack.error,
+                Kind::Ack(_) => {}
+                other => panic!("{other:?} is not Ack"),
+            }
         }
     }
 
     pub(crate) async fn subscribed(&mut self) -> Vec<Vec<u8>> {
-        match self.next().await {
-            Kind::Subscribe(subscribe) => subscribe.addresses,
-            other => panic!("{other:?} is not Subscribe"),
+        loop {
+            match self.next().await {
+                Kind::Subscribe(subscribe) => return subscribe.addresses,
+                Kind::Ack(_) => {}
+                other => panic!("{other:?} is not Subscribe"),
+            }
         }
     }
 }

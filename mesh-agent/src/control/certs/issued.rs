@@ -106,8 +106,9 @@ pub(in crate::control) fn unix_seconds(time: SystemTime) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-/// A time as people read it.
+/// A time as people read it, to the second.
 pub(in crate::control) fn rfc3339(time: SystemTime) -> String {
-    let format = &time::format_description::well_known::Rfc3339;
-    time::OffsetDateTime::from(time).format(format).unwrap_or_else(|_| unix_seconds(time).to_string())
+    let (format, unix) = (&time::format_description::well_known::Rfc3339, unix_seconds(time));
+    let date = time::OffsetDateTime::from_unix_timestamp(unix).ok();
+    date.and_then(|date| date.format(format).ok()).unwrap_or_else(|| unix.to_string())
 }

@@ -98,6 +98,7 @@ impl Signer {
             if !keep {
                 tracing::info!(%identity, "no enrolled workload has this identity any more");
                 self.svids.remove(identity);
+                self.status.certificates_changed.notify_one();
             }
             keep
         });
@@ -152,6 +153,7 @@ impl Signer {
                     // Never repeats, also when an identity leaves the node and comes back.
                     generation: generation.fetch_add(1, Ordering::Relaxed),
                 }));
+                self.status.certificates_changed.notify_one();
             }
             Err(error) => {
                 let wait = slot.backoff.wait();
