@@ -16,7 +16,7 @@ use crate::accept::{self, Accepted};
 use crate::authorize::{self, Permit, Registered};
 use crate::context::Context;
 use crate::dataplane::{PodState, Worker};
-use crate::observe::{Facts, Outcome, Record, Reporter, Side};
+use crate::observe::{AcceptFailure, Facts, Outcome, Record, Reporter, Side};
 use crate::transport::{self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError};
 
 /// Serves one connection to a pod's 15008 to its end: handshake with the pod's own SVID, then any number of OPENs.
@@ -32,12 +32,18 @@ pub(crate) async fn serve_mtls(worker: Rc<Worker>, io: TcpStream, peer: SocketAd
         return;
     };
     let gate = Rc::new(Gate { worker: Rc::clone(&worker), pod: Arc::clone(&pod), peer });
-    if let Err(error) = worker.acceptor.serve(io, &svid, gate, pod.drain()).await {
-        if let ServeError::Handshake { reason, .. } = &error {
+    match worker.acceptor.serve(io, &svid, gate, pod.drain()).await {
+        Ok(()) => {}
+        Err(ServeError::Handshake { reason, .. }) => {
             worker.ctx.metrics.handshake_failed(reason.code());
+            let record = Record::new(&worker.ctx.metrics, unserved(peer, Side::unproven(&workload)));
+            record.end(Outcome::handshake(&reason));
         }
-        let record = Record::new(&worker.ctx.metrics, unserved(peer, Side::unproven(&workload)));
-        record.end(Outcome::from(&error));
+        // The connections inside it have records of their own.
+        Err(error @ ServeError::Tunnel { .. }) => {
+            worker.ctx.metrics.accept_failed(AcceptFailure::TunnelError);
+            tracing::info!(%error, pod = %pod.net.uid, "a tunnel ended early");
+        }
     }
 }
 

@@ -100,6 +100,8 @@ impl Live {
     /// Checks again at each change of the snapshot, for ever.
     pub async fn follow(self: Rc<Self>, published: Published) {
         let mut changes = published.watch();
+        // A publication between the first connection and this task's first turn counts as news too.
+        changes.mark_changed();
         while changes.changed().await.is_ok() {
             let snapshot = published.load();
             let ended = self.check_all(&snapshot).await;

@@ -238,6 +238,15 @@ async fn a_connection_that_comes_to_be_after_its_pod_has_gone_is_ended() {
     .await;
 }
 
+/// The client may see its reset before the agent has written it down.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < end, "not within 5 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn listener() -> (std::net::TcpListener, SocketAddr) {
     let listener = std::net::TcpListener::bind((LOOPBACK, 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -261,9 +270,8 @@ async fn sockets_that_nobody_redirected_are_reset_and_a_pod_that_left_is_not_ser
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
         }
     }
-    let text = ctx.metrics.text().unwrap();
     let line = "ferromesh_accept_failures_total{reason=\"no_original_destination\"} 8";
-    assert!(text.contains(line), "{text}");
+    eventually("the failures are counted", || ctx.metrics.text().unwrap().contains(line)).await;
     events.send(PodEvent::Down { uid: fixture::uid("web"), gone: true }).await.unwrap();
     let end = Instant::now() + Duration::from_secs(5);
     while TcpStream::connect(address).await.is_ok() {
@@ -290,7 +298,7 @@ async fn a_drain_closes_listeners_waits_and_then_ends_what_is_left() {
     for client in &mut clients {
         assert!(is_reset(client).await);
     }
-    assert_eq!(closed(&ctx, "no_certificate"), 6);
+    eventually("each has a record", || closed(&ctx, "no_certificate") == 6).await;
     let before = Instant::now();
     dataplane.drain(Duration::from_secs(5)).await;
     assert!(before.elapsed() < Duration::from_secs(2), "nothing was open");

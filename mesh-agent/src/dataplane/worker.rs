@@ -301,3 +301,23 @@ impl Worker {
         tracing::info!(%error, "a socket was not accepted");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_stays_where_it_was_accepted_while_loads_are_close_and_else_goes_to_the_idlest() {
+        let (fleet, _inboxes) = Fleet::new(3);
+        assert_eq!(fleet.choose(1), 1);
+        let first = fleet.count(1);
+        assert_eq!(fleet.choose(1), 1, "one more is close");
+        let _second = fleet.count(1);
+        assert_eq!(fleet.choose(1), 0);
+        let _third = fleet.count(0);
+        assert_eq!(fleet.choose(1), 2);
+        drop(first);
+        assert_eq!(fleet.choose(1), 1);
+        assert_eq!(fleet.open(), 2);
+    }
+}

@@ -36,6 +36,8 @@ pub enum AcceptFailure {
     Aborted,
     /// Out of file descriptors or memory.
     Exhausted,
+    /// A tunnel on 15008 broke, or its peer did not speak the transport that it chose.
+    TunnelError,
     /// The pod has as many connections as it may have; accept pauses.
     PodLimit,
 }
@@ -48,6 +50,7 @@ impl AcceptFailure {
             Self::Socket => "socket_failed",
             Self::Aborted => "aborted",
             Self::Exhausted => "exhausted",
+            Self::TunnelError => "tunnel_error",
             Self::PodLimit => "pod_limit",
         }
     }
@@ -59,7 +62,7 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// The golden metrics.
     pub series: SeriesTable,
-    /// Connections that the application's end of which runs on this node now.
+    /// Connections that have a record which is not written yet.
     pub open: Gauge,
     /// Records that were written because nothing else ended the connection.
     pub aborted: Counter,

@@ -9,8 +9,9 @@ use mesh_core::route::NoRoute;
 
 use crate::authorize::{CutReason, Denial};
 use crate::control::LookupError;
+use crate::identify::HandshakeFailure;
 use crate::route::RouteError;
-use crate::transport::{End, OpenError, Refusal, RefusalCode, ServeError};
+use crate::transport::{End, OpenError, Refusal, RefusalCode};
 
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,11 @@ impl Outcome {
     /// A plain dial took too long.
     pub fn dial_timeout() -> Self {
         Self::new("failed", "timeout", "the destination did not answer in time")
+    }
+
+    /// The handshake of a peer failed.
+    pub fn handshake(failure: &HandshakeFailure) -> Self {
+        Self::new("failed", failure.code(), failure)
     }
 
     /// The destination of an OPEN is none of this pod's applications.
@@ -146,14 +152,5 @@ impl From<&OpenError> for Outcome {
             other => other.code(),
         };
         Self::new("failed", flags, error)
-    }
-}
-
-impl From<&ServeError> for Outcome {
-    fn from(error: &ServeError) -> Self {
-        match error {
-            ServeError::Handshake { reason, .. } => Self::new("failed", reason.code(), error),
-            ServeError::Tunnel { .. } => Self::new("failed", "tunnel_error", error),
-        }
     }
 }
