@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use mesh_core::identity::SpiffeId;
 use rustls::client::Resumption;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;

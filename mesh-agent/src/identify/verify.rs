@@ -88,8 +88,7 @@ impl ServerCertVerifier for ServerVerifier {
             now,
             self.algorithms.all,
         )?;
-        let peer =
-            peer_certificate(end_entity, &self.trust_domain).map_err(HandshakeFailure::into_rustls)?;
+        let peer = peer_certificate(end_entity, &self.trust_domain).map_err(HandshakeFailure::into_rustls)?;
         if peer.identity != self.expected {
             let expected = self.expected.clone();
             return Err(HandshakeFailure::WrongIdentity { expected, found: peer.identity }.into_rustls());

@@ -70,7 +70,12 @@ pub(in crate::transport) async fn serve<H: Admit>(
 }
 
 /// One OPEN. The link comes back when it is free again.
-async fn one<H: Admit>(mut link: Box<Link>, peer: &VerifiedPeer, handler: &H, open: Open) -> Option<Box<Link>> {
+async fn one<H: Admit>(
+    mut link: Box<Link>,
+    peer: &VerifiedPeer,
+    handler: &H,
+    open: Open,
+) -> Option<Box<Link>> {
     let admitted = tokio::select! {
         biased;
         admitted = handler.admit(&peer.identity, Protocol::Ferromesh, open) => Some(admitted),
