@@ -35,10 +35,10 @@ fn a_second_world_finds_nothing_of_one_that_was_killed() -> Result<()> {
     let mut first = World::new()?;
     let pod = first.pod(&PodSpec::new("shop", "web", 1))?;
     let mut server = apps::peer_server(&pod, "echo", 7000, &[])?;
-    first.keep();
     let (files, cgroup) = (first.files.clone(), first.cgroup().to_owned());
-    drop(first);
     ensure!(server.running() && files.exists() && cgroup.exists());
+    first.keep();
+    drop(first);
     let second = World::new()?;
     ensure!(!server.running() && !files.exists() && !cgroup.exists());
     let left: Vec<String> =

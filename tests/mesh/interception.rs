@@ -108,8 +108,17 @@ fn an_address_outside_of_the_mesh_passes_and_is_reached() -> Result<()> {
     let shop = Shop::open()?;
     let outsider = shop.mesh.pod("plain", "outsider", 2)?;
     let _names = apps::peer_server(&outsider, "names", NAMES, &[])?;
-    let dialled = outsider.at(NAMES);
-    check(&shop.web, &["--to", &dialled], &dialled, &dialled)
+    for (dialled, own) in
+        [(outsider.at(NAMES), shop.web.v4.to_string()), (outsider.at6(NAMES), format!("[{}]", shop.web.v6))]
+    {
+        let (client, server) = ask_names(&shop.web, &["--to", &dialled])?;
+        ensure!(client["getpeername"] == dialled, "{client}");
+        ensure!(text(&client["getsockname"]).starts_with(&own), "{client}");
+        // The agent dials on, in the pod's namespace: the address is the pod's, the port another.
+        let seen = text(&server["accept"]).replace("[::ffff:10.", "10.").replacen("]:", ":", 1);
+        ensure!(seen.starts_with(&own.replace(']', "")), "{server}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -99,6 +99,13 @@ pub(crate) fn is_echoed(told: &Value) -> bool {
     told["received"] == "hello" && told["end"] == "eof"
 }
 
+/// True when the client was told of a failure: by `connect()`, or by a reset at its next call.
+pub(crate) fn was_reset(told: &Value) -> bool {
+    told["connect"] == "refused"
+        || told["end"] == "reset"
+        || (told["end"] == "eof" && ["reset", "broken-pipe"].contains(&text(&told["send"])))
+}
+
 /// Fails with what was told, unless it is the echo.
 pub(crate) fn echoed(told: &Value) -> Result<()> {
     ensure!(is_echoed(told), "not the echo: {told}");

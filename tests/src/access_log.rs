@@ -85,6 +85,6 @@ pub mod names {
     pub const FLAGS: &str = "response_flags";
     /// What the client dialled.
     pub const DIALLED: &str = "dialled";
-    /// Value of a field that is not known.
-    pub const UNKNOWN: &str = "unknown";
+    /// Value of an identity that nobody proved.
+    pub const NOBODY: &str = "";
 }
