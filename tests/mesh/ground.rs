@@ -88,7 +88,8 @@ fn over_plain_tcp_each_ending_is_seen_as_the_kernel_has_it() -> Result<()> {
         ("out-of-band", r#"{"end":"eof","got":"a!b"}"#),
     ]) {
         let (server, _) = crate::endings::play(&client, &server, scene, port, false)?;
-        ensure!(server.to_string() == told, "{scene}: {server}");
+        let seen = server.to_string();
+        ensure!(seen == told, "{scene}: {seen}");
     }
     Ok(())
 }

@@ -160,7 +160,11 @@ impl Parts {
             let lacking: Vec<String> =
                 probe().into_iter().filter(|p| !p.ok).map(|p| format!("{}: {}", p.name, p.mend)).collect();
             let error = anyhow::Error::new(error).context("the kernel programs could not be loaded");
-            if lacking.is_empty() { error } else { error.context(format!("this node lacks: {}", lacking.join("; "))) }
+            if lacking.is_empty() {
+                error
+            } else {
+                error.context(format!("this node lacks: {}", lacking.join("; ")))
+            }
         })?);
         let (sender, events) = mpsc::channel(EVENTS);
         let published = &self.control.published;
