@@ -149,7 +149,7 @@ pub fn bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Settings of a connection to another node: a peer that is gone is noticed within [`PEER_TIMEOUT`], idle or not.
+/// Settings of a connection to another node: a peer that is gone is noticed within 20 s, idle or not.
 pub fn watch_peer(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     let keepalive =
