@@ -135,7 +135,8 @@ fn a_server_that_speaks_first_is_heard_without_delay() -> Result<()> {
 }
 
 #[test]
-fn a_server_in_a_tight_accept_loop_never_sees_a_loopback_peer() -> Result<()> {
+fn a_hundred_thousand_short_connections_find_an_address_each_and_accept_never_sees_a_loopback_peer()
+-> Result<()> {
     let shop = Shop::open()?;
     let (api, web) = (&shop.api, &shop.web);
     for (port, to, own) in

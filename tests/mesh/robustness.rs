@@ -22,11 +22,11 @@ fn two_thousand_connections_are_open_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_hundred_thousand_short_connections_to_one_port_find_an_address_each() -> Result<()> {
+fn connections_that_their_clients_reset_burden_nobody_else() -> Result<()> {
     let shop = Shop::open()?;
-    let storm = ["storm", "--to", &format!("{VIP}:{ECHO}"), "--count", "100000", "--threads", "16", "--ask"];
-    let told = shop.web.spawn_peer(&storm)?.wait(Duration::from_secs(300))?.json()?;
-    ensure!(told["ok"] == 100_000, "{told}");
+    let storm = ["storm", "--to", &format!("{VIP}:{ECHO}"), "--count", "10000", "--threads", "16", "--reset"];
+    let told = shop.web.spawn_peer(&storm)?.wait(Duration::from_secs(120))?.json()?;
+    ensure!(told["ok"] == 10_000, "{told}");
     eprintln!("{told}");
     echoed(&shop.ask()?)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-use super::path::{ECHO, HTTP, SINK};
+use super::path::{ECHO, HTTP, ONCE, SINK};
 use crate::poll;
 use crate::world::{Node, Pod, Process, World, netns};
 
@@ -37,7 +37,7 @@ fn one(world: &World, node: &Node, bind: &str, to: &str, server: &str) -> Result
         "global\n  maxconn 8192\n  tune.ssl.cachesize 0\n  log stdout format raw local0\ndefaults\n  mode tcp\n  log global\n  timeout connect 5s\n  \
                     timeout client 60s\n  timeout server 60s\n"
             .to_owned();
-    for port in [SINK, ECHO, HTTP] {
+    for port in [SINK, ECHO, ONCE, HTTP] {
         text.push_str(&format!(
             "listen port{port}\n  bind {}:{port} {bind}\n  server far {to}:{port} {server}\n",
             node.v4

@@ -44,6 +44,7 @@ impl Path {
 /// Ports of the servers on node 2; haproxy listens on the same ones on node 1.
 pub(super) const SINK: u16 = 7001;
 pub(super) const ECHO: u16 = 7000;
+pub(super) const ONCE: u16 = 7002;
 pub(super) const HTTP: u16 = 80;
 
 /// The two pods, the servers, and whom the client dials.
@@ -95,8 +96,10 @@ pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
 }
 
 fn ends(client: Pod, server: &Pod, to: String) -> Result<Ends> {
-    let servers =
-        vec![apps::peer_server(server, "sink", SINK, &[])?, apps::peer_server(server, "echo", ECHO, &[])?];
+    let servers = [("sink", SINK), ("echo", ECHO), ("once", ONCE)];
+    let servers: Result<Vec<Process>> =
+        servers.iter().map(|(kind, port)| apps::peer_server(server, kind, *port, &[])).collect();
+    let servers = servers?;
     let nginx = Nginx::start(server, "fine")?;
     Ok(Ends { client, to, _servers: servers, _nginx: nginx })
 }
@@ -120,7 +123,7 @@ fn figures(ends: &Ends, seconds: f64) -> Result<Figures> {
     Ok([
         peer("bulk", SINK, "gbit_s")?,
         peer("pingpong", ECHO, "p50_us")?,
-        peer("rate", ECHO, "per_second")?,
+        peer("rate", ONCE, "per_second")?,
         http(&ends.client, &at(HTTP), seconds)?,
     ])
 }

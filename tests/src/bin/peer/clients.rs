@@ -177,11 +177,12 @@ pub(crate) fn hold(to: SocketAddr, count: usize) -> Result<Value> {
     Ok(json!({ "open": streams.len(), "good_answers": good, "ms": millis(start) }))
 }
 
-pub(crate) fn storm(to: SocketAddr, count: u64, threads: u64, ask: bool) -> Result<Value> {
+pub(crate) fn storm(to: SocketAddr, count: u64, threads: u64, reset: bool) -> Result<Value> {
+    let one = if reset { one_reset } else { one_heard };
     let (start, left) = (Instant::now(), AtomicU64::new(count));
     let mut all: BTreeMap<String, u64> = BTreeMap::new();
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| storm_some(to, &left, ask))).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| storm_some(to, &left, one))).collect();
         for worker in workers {
             for (outcome, seen) in worker.join().unwrap_or_default() {
                 *all.entry(outcome).or_default() += seen;
@@ -193,24 +194,50 @@ pub(crate) fn storm(to: SocketAddr, count: u64, threads: u64, ask: bool) -> Resu
     Ok(json!({ "ok": good, "errors": all, "seconds": seconds }))
 }
 
-fn storm_some(to: SocketAddr, left: &AtomicU64, ask: bool) -> BTreeMap<String, u64> {
+fn storm_some(
+    to: SocketAddr,
+    left: &AtomicU64,
+    one: fn(SocketAddr) -> io::Result<()>,
+) -> BTreeMap<String, u64> {
     let mut outcomes = BTreeMap::new();
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-        let outcome = said(one_short(to, ask));
+        let outcome = said(one(to));
         *outcomes.entry(outcome).or_default() += 1;
     }
     outcomes
 }
 
-/// Connects, exchanges one byte, and ends by RST: the client's own ports are not what is tested.
-pub(crate) fn one_short(to: SocketAddr, ask: bool) -> io::Result<()> {
-    let mut stream = TcpStream::connect(to)?;
+fn short(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    if ask {
-        stream.write_all(b"x")?;
-    }
+    Ok(stream)
+}
+
+/// Asks an echo server for one byte, and ends by RST.
+fn one_reset(to: SocketAddr) -> io::Result<()> {
+    let mut stream = short(to)?;
+    stream.write_all(b"x")?;
     stream.read_exact(&mut [0])?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Hears one byte and the server's end.
+fn one_heard(to: SocketAddr) -> io::Result<()> {
+    let mut stream = short(to)?;
+    stream.read_exact(&mut [0])?;
+    ended(&mut stream)
+}
+
+/// Asks `once` for one byte, and hears its end.
+pub(crate) fn one_asked(to: SocketAddr) -> io::Result<()> {
+    let mut stream = short(to)?;
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])?;
+    ended(&mut stream)
+}
+
+fn ended(stream: &mut TcpStream) -> io::Result<()> {
+    if stream.read(&mut [0])? == 0 { Ok(()) } else { Err(io::Error::other("more than one byte")) }
 }
 
 pub(crate) fn ticker(to: SocketAddr, text: &str, every_ms: u64) -> Result<()> {

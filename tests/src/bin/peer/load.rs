@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::clients::one_short;
+use crate::clients::one_asked;
 use crate::wire::name_of;
 
 pub(crate) fn pingpong(to: SocketAddr, seconds: f64) -> Result<Value> {
@@ -63,7 +63,7 @@ pub(crate) fn rate(to: SocketAddr, seconds: f64, threads: u64) -> Result<Value> 
         let work = || {
             let (mut good, mut errors) = (0, BTreeMap::<String, u64>::new());
             while Instant::now() < end {
-                match one_short(to, true) {
+                match one_asked(to) {
                     Ok(()) => good += 1,
                     Err(error) => *errors.entry(name_of(&error)).or_default() += 1,
                 }

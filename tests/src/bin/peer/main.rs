@@ -58,6 +58,11 @@ enum Task {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Reads one byte, answers one, and closes.
+    Once {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
     /// Reads and forgets.
     Sink {
         #[arg(long)]
@@ -87,9 +92,9 @@ enum Task {
         count: u64,
         #[arg(long, default_value_t = 8)]
         threads: u64,
-        /// Send one byte first and expect one byte (else: only read one).
+        /// Ask an echo server for one byte and reset the connection (else: read one byte, and the server's end).
         #[arg(long)]
-        ask: bool,
+        reset: bool,
     },
     /// One side of a scene about how connections end; the server plays it once.
     SceneServer {
@@ -119,7 +124,7 @@ enum Task {
         #[arg(long)]
         seconds: f64,
     },
-    /// Measures new connections a second: connect, one byte each way, close.
+    /// Measures new connections a second to `once`: connect, one byte each way, close.
     Rate {
         #[arg(long)]
         to: SocketAddr,
@@ -146,13 +151,14 @@ fn main() -> anyhow::Result<()> {
         Task::Banner { listen, text } => return servers::banner(listen, &text),
         Task::Names { listen } => return servers::names(listen),
         Task::ExactServer { listen } => return servers::exact(listen),
+        Task::Once { listen } => return servers::once(listen),
         Task::Sink { listen } => return servers::sink(listen),
         Task::Ticker { to, text, every_ms } => return clients::ticker(to, &text, every_ms),
         Task::AcceptLoop { listen, count, threads } => servers::accept_loop(listen, count, threads)?,
         Task::Talk(talk) => talk.run()?,
         Task::Exact { to, bytes } => clients::exact(to, bytes)?,
         Task::Hold { to, count } => clients::hold(to, count)?,
-        Task::Storm { to, count, threads, ask } => clients::storm(to, count, threads, ask)?,
+        Task::Storm { to, count, threads, reset } => clients::storm(to, count, threads, reset)?,
         Task::SceneServer { listen, scene } => scenes::serve(listen, scene)?,
         Task::SceneClient { to, scene } => scenes::play(to, scene)?,
         Task::Pingpong { to, seconds } => load::pingpong(to, seconds)?,

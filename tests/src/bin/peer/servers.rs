@@ -118,6 +118,15 @@ pub(crate) fn exact(at: SocketAddr) -> Result<()> {
     })
 }
 
+/// Closes first, so that TIME_WAIT stays on this side and clients do not run out of ports.
+pub(crate) fn once(at: SocketAddr) -> Result<()> {
+    each(at, |mut stream| {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        stream.write_all(&byte)
+    })
+}
+
 pub(crate) fn sink(at: SocketAddr) -> Result<()> {
     each(at, |mut stream| {
         let mut buffer = vec![0; 256 << 10];
