@@ -32,15 +32,15 @@ fn connections_that_their_clients_reset_burden_nobody_else() -> Result<()> {
 }
 
 #[test]
-fn a_vip_without_a_ready_endpoint_fails_in_connect() -> Result<()> {
+fn a_vip_without_a_ready_endpoint_resets_its_client_at_once_with_the_reason_logged() -> Result<()> {
     let shop = Shop::open()?;
     shop.mesh.service(("shop", "empty"), &["10.99.0.30", "fd99::30"], (80, 80), &[])?;
     for to in ["10.99.0.30:80", "[fd99::30]:80"] {
-        shop.mesh.in_force("connect to fail", || {
-            let told = shop.web.peer(&["talk", "--to", to, "--timeout-ms", "3000"])?;
-            ensure!(told["connect"] == "refused", "{to}: {told}");
-            ensure!(told["connect_ms"].as_f64().is_some_and(|ms| ms < 500.0), "{to}: {told}");
-            Ok(())
+        shop.mesh.in_force("the service to be known", || {
+            let told = shop.web.peer(&["talk", "--to", to, "--send", "hello", "--timeout-ms", "3000"])?;
+            ensure!(was_reset(&told), "{to}: {told}");
+            ensure!(told["end_ms"].as_f64().is_some_and(|ms| ms < 500.0), "{to}: {told}");
+            shop.mesh.record(1, &[(names::FLAGS, "no_endpoint"), ("dialled", to)]).map(drop)
         })?;
     }
     Ok(())

@@ -187,5 +187,5 @@ fn read_lossy(path: &Path) -> String {
 
 fn last(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(40)..].join("\n")
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }
