@@ -109,7 +109,7 @@ pub struct Endpoint {
 }
 
 /// Key of `CLIENTS`: the address and port that the agent dials an application from.
-/// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` is `::1` and `port` the allocated port.
+/// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` is the pod's own address (or `::1`) and `port` the allocated port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientKey {

@@ -103,9 +103,13 @@ impl PodNet {
             let (socket, record) = recorded_by_token(netns, maps, client)?;
             return connect_recorded(socket, dst, record).await;
         }
-        for _ in 0..DRAWS {
+        for draw in 0..DRAWS {
             let port = PORTS_FIRST + self.next_port.fetch_add(1, Ordering::Relaxed) % PORTS;
-            let Some((socket, record)) = recorded_by_port(netns, maps, port, client)? else { continue };
+            // The pod's own address first: the kernel does not route an application's RST to `::1`. But only `::1` may
+            // use a port again that is in TIME_WAIT, so it takes over when the others run out.
+            let from = if draw < DRAWS / 2 { dst.ip() } else { Ipv6Addr::LOCALHOST.into() };
+            let from = SocketAddr::new(from, port);
+            let Some((socket, record)) = recorded_by_port(netns, maps, from, client)? else { continue };
             match connect_recorded(socket, dst, record).await {
                 // The port was used towards this destination within the last second.
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
@@ -197,23 +201,23 @@ fn recorded_by_token<'a>(
     Err(no_free_key())
 }
 
-/// IPv6 has one loopback address: the key is the port, taken before `connect()`. `None`: the port is not free.
+/// IPv6 has no range of loopback addresses: the key is address and port, taken before `connect()`. `None`: the port is
+/// not free.
 fn recorded_by_port<'a>(
     netns: &NetNs,
     maps: &'a Maps,
-    port: u16,
+    from: SocketAddr,
     client: SocketAddr,
 ) -> io::Result<Option<(Socket, ClientRecord<'a>)>> {
-    let address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
     let socket = netns.tcp_socket(true)?;
     // A port in TIME_WAIT may be taken again, and so may one whose connection is established: its record has gone to
     // the application's socket by then.
     socket.set_reuse_address(true)?;
-    match socket.bind(&address.into()) {
+    match socket.bind(&from.into()) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
         result => result?,
     }
-    let key = ClientKey { netns_cookie: netns.cookie, addr: addr(address.ip()), port, pad: [0; 3] };
+    let key = ClientKey { netns_cookie: netns.cookie, addr: addr(from.ip()), port: from.port(), pad: [0; 3] };
     if maps.put_client(&key, client).map_err(io::Error::other)? {
         Ok(Some((socket, ClientRecord { maps, key, kept: false })))
     } else {

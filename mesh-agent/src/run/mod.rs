@@ -114,6 +114,7 @@ impl Parts {
         tasks.spawn(Arc::clone(&self.node.pods).follow(events, to_dataplane));
         let mut config = DataplaneConfig { workers: args.workers, ..DataplaneConfig::default() };
         config.dialer.preference = args.transport.into();
+        config.acceptor.preference = args.transport.into();
         let context = Context {
             node: args.node.as_str().into(),
             published: self.control.published.clone(),

@@ -40,7 +40,7 @@ impl Connect for PodConnect {
     }
 }
 
-/// Which transports a dialler offers.
+/// Which transports a dialler offers and an acceptor takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportPreference {
     /// `ferromesh/1`, and HBONE for those who do not speak it.
@@ -53,7 +53,8 @@ pub enum TransportPreference {
 }
 
 impl TransportPreference {
-    fn alpn(self) -> &'static [&'static [u8]] {
+    /// As ALPN names, the preferred one first.
+    pub(super) fn alpn(self) -> &'static [&'static [u8]] {
         match self {
             Self::Ferromesh => &[ALPN_FERROMESH, ALPN_HBONE],
             Self::HboneOnly => &[ALPN_HBONE],

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::lease::Link;
 use super::tls_io::TlsIo;
-use super::{ALPN_FERROMESH, ALPN_HBONE, Admit, hbone, lease, near};
+use super::{ALPN_FERROMESH, ALPN_HBONE, Admit, TransportPreference, hbone, lease, near};
 use crate::identify::{
     ClientVerifier, HandshakeFailure, PeerCertificate, Svid, SvidStore, peer_certificate, server_config,
 };
@@ -27,13 +27,19 @@ use crate::identify::{
 pub struct AcceptorSettings {
     /// The longest that a handshake may take.
     pub handshake_timeout: Duration,
+    /// Which transports are taken.
+    pub preference: TransportPreference,
     /// How long a draining connection waits for the dialler to close it.
     pub drain_timeout: Duration,
 }
 
 impl Default for AcceptorSettings {
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(10), drain_timeout: Duration::from_secs(5) }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            preference: TransportPreference::default(),
+            drain_timeout: Duration::from_secs(5),
+        }
     }
 }
 
@@ -186,7 +192,7 @@ impl Acceptor {
         }
         let trust_domain = svid.identity.trust_domain().clone();
         let verifier = Arc::new(ClientVerifier::new(Arc::clone(&trust.roots), trust_domain)?);
-        let config = server_config(svid, verifier, &[ALPN_FERROMESH, ALPN_HBONE])?;
+        let config = server_config(svid, verifier, self.settings.preference.alpn())?;
         let held = Configured { generations, config: Arc::clone(&config) };
         self.configs.borrow_mut().insert(svid.identity.clone(), held);
         Ok(config)

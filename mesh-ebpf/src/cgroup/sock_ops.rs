@@ -108,7 +108,7 @@ fn move_client(ctx: &SockOpsContext) -> Option<Reason> {
     let host = u32::from_be(remote[3]);
     let port = if is_mapped(remote) && host & !CLIENT_TOKEN_MASK == CLIENT_TOKEN_PREFIX {
         0
-    } else if equal(remote, LOOPBACK6) {
+    } else if equal(remote, LOOPBACK6) || is_own6(ops, remote) {
         u32::from_be(ops.remote_port) as u16
     } else {
         return None;
@@ -124,6 +124,16 @@ fn move_client(ctx: &SockOpsContext) -> Option<Reason> {
     // The record is one-shot; the agent may have removed it when its dial was given up.
     let _gone = CLIENTS.remove(&key);
     Some(if moved { Reason::ClientMoved } else { Reason::ClientNoStorage })
+}
+
+/// The agent dials an IPv6 application from the application's own address.
+#[inline(always)]
+fn is_own6(ops: &bpf_sock_ops, remote: [u32; 4]) -> bool {
+    if ops.family == AF_INET {
+        return false;
+    }
+    // SAFETY: sock_ops may read this field.
+    equal(remote, unsafe { read_words(&raw const ops.local_ip6) })
 }
 
 /// The storage of a redirected connection's socket.
