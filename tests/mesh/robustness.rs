@@ -53,7 +53,7 @@ fn a_refused_connection_reaches_the_client_as_a_reset_with_its_reason_logged() -
         let told = shop.web.peer(&["talk", "--to", &to, "--send", "hello"])?;
         ensure!(was_reset(&told) && told["end_ms"].as_f64().is_some_and(|ms| ms < 1000.0), "{to}: {told}");
     }
-    let record = shop.mesh.record(1, &[(names::FLAGS, "connection-refused")])?;
+    let record = shop.mesh.record(1, &[(names::FLAGS, "connection_refused")])?;
     ensure!(field(&record, names::SOURCE_ID) == shop.web.spiffe_id(), "{record}");
     // A server that goes and comes back.
     shop.close_servers();
