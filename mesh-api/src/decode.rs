@@ -4,7 +4,7 @@
 //! What is not understood is closed: an unknown mTLS mode is strict, an unknown endpoint condition is not ready, an
 //! unknown policy action refuses the delta.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +75,7 @@ pub fn upsert(resource: proto::Resource) -> Result<Upsert, DecodeError> {
         Some(Kind::Service(s)) => service(s).map(Upsert::Service),
         Some(Kind::Policy(p)) => policy(p).map(Upsert::Policy),
         Some(Kind::Absent(bytes)) => absent(&bytes).map(Upsert::Absent),
+        Some(Kind::Unserved(address)) => unserved(&address).map(Upsert::Unserved),
         None => Err(At("resource").error("kind", Problem::Missing)),
     }
 }
@@ -88,6 +89,7 @@ pub fn remove(name: proto::ResourceName) -> Result<Remove, DecodeError> {
         Some(Kind::Service(name)) => at.service_name("service", Some(name)).map(Remove::Service),
         Some(Kind::Policy(name)) => at.policy_name("policy", Some(name)).map(Remove::Policy),
         Some(Kind::Absent(bytes)) => absent(&bytes).map(Remove::Absent),
+        Some(Kind::Unserved(address)) => unserved(&address).map(Remove::Unserved),
         None => Err(at.error("kind", Problem::Missing)),
     }
 }
@@ -158,6 +160,11 @@ pub fn policy(policy: proto::AuthorizationPolicy) -> Result<AuthorizationPolicy,
 
 fn absent(bytes: &[u8]) -> Result<IpAddr, DecodeError> {
     At("absent address").address("absent", bytes)
+}
+
+fn unserved(unserved: &proto::SocketAddress) -> Result<SocketAddr, DecodeError> {
+    let at = At("unserved address");
+    Ok(SocketAddr::new(at.address("address", &unserved.address)?, at.port("port", unserved.port)?))
 }
 
 fn mtls(mode: i32) -> MtlsMode {

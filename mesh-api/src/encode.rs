@@ -1,5 +1,7 @@
 //! Core values in, protocol messages out. The controller sends with these; [`crate::decode`] is the other direction.
 
+use std::net::SocketAddr;
+
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::{
     Action, Affinity, AuthorizationPolicy, Endpoint, EndpointHealth, MtlsMode, Operation, PolicyName, Rule,
@@ -31,6 +33,7 @@ pub fn upsert(upsert: &Upsert) -> proto::Resource {
         Upsert::Service(s) => Kind::Service(service(s)),
         Upsert::Policy(p) => Kind::Policy(policy(p)),
         Upsert::Absent(a) => Kind::Absent(address(*a)),
+        Upsert::Unserved(a) => Kind::Unserved(socket_address(*a)),
     };
     proto::Resource { kind: Some(kind) }
 }
@@ -43,6 +46,7 @@ pub fn remove(remove: &Remove) -> proto::ResourceName {
         Remove::Service(name) => Kind::Service(service_name(name)),
         Remove::Policy(name) => Kind::Policy(policy_name(name)),
         Remove::Absent(a) => Kind::Absent(address(*a)),
+        Remove::Unserved(a) => Kind::Unserved(socket_address(*a)),
     };
     proto::ResourceName { kind: Some(kind) }
 }
@@ -111,6 +115,10 @@ pub fn service_name(name: &ServiceName) -> proto::NamespacedName {
 /// The name of a policy.
 pub fn policy_name(name: &PolicyName) -> proto::NamespacedName {
     proto::NamespacedName { namespace: name.namespace.to_string(), name: name.name.to_string() }
+}
+
+fn socket_address(at: SocketAddr) -> proto::SocketAddress {
+    proto::SocketAddress { address: address(at.ip()), port: at.port().into() }
 }
 
 fn mtls(mode: MtlsMode) -> proto::MtlsMode {

@@ -142,13 +142,15 @@ fn any_delta() -> impl Strategy<Value = Delta> {
         workload().prop_map(Upsert::Workload),
         service().prop_map(Upsert::Service),
         policy().prop_map(Upsert::Policy),
-        address().prop_map(Upsert::Absent)
+        address().prop_map(Upsert::Absent),
+        (address(), any::<u16>()).prop_map(|at| Upsert::Unserved(at.into()))
     ];
     let remove = prop_oneof![
         name().prop_map(|uid| Remove::Workload(WorkloadUid(uid))),
         service_name().prop_map(Remove::Service),
         policy_name().prop_map(Remove::Policy),
-        address().prop_map(Remove::Absent)
+        address().prop_map(Remove::Absent),
+        (address(), any::<u16>()).prop_map(|at| Remove::Unserved(at.into()))
     ];
     (any::<u64>(), any::<bool>(), vec(upsert, 0..5), vec(remove, 0..5))
         .prop_map(|(version, reset, upserts, removes)| Delta { version, reset, upserts, removes })

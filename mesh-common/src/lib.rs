@@ -33,6 +33,8 @@ pub const LISTENERS_PER_POD: u32 = 4;
 pub const MAX_PODS: u32 = 1024;
 /// The most connections on a node that wait for the agent's accept, and the most dials that wait for an application's.
 pub const MAX_PENDING: u32 = 65_536;
+/// The most virtual addresses and ports without an endpoint that the kernel is told of.
+pub const MAX_UNSERVED: u32 = 16_384;
 /// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
 pub const MAX_REASONS: u32 = 64;
 /// How many levels below the pods' cgroup root a pod's cgroup may be.
@@ -96,7 +98,7 @@ pub struct OrigKey {
     pub pad: [u16; 3],
 }
 
-/// Value of `ORIG_DST`, and of the client record: an address and a port.
+/// Value of `ORIG_DST` and of the client record, key of `UNSERVED`: an address and a port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {

@@ -35,6 +35,8 @@ reasons! {
     ConnectNoStorage = "connect_no_storage",
     /// connect: no free token after several draws; refused.
     ConnectNoToken = "connect_no_token",
+    /// connect: a virtual address without an endpoint; refused with ECONNREFUSED.
+    ConnectUnserved = "connect_unserved",
     /// connect: `bpf_bind` to the pod's address failed; getsockname is answered by the hook instead.
     ConnectBindFailed = "connect_bind_failed",
     /// sock_ops: an event that no redirected connection needs.

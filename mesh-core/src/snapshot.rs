@@ -4,7 +4,7 @@
 //! nothing is half-applied.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::identity::TrustDomain;
@@ -23,6 +23,7 @@ pub struct Snapshot {
     by_vip: HashMap<IpAddr, Arc<Service>>,
     policies: HashMap<PolicyName, Arc<AuthorizationPolicy>>,
     absent: HashSet<IpAddr>,
+    unserved: HashSet<SocketAddr>,
 }
 
 /// What a dialled address is.
@@ -49,6 +50,8 @@ pub enum Upsert {
     Policy(AuthorizationPolicy),
     /// The controller knows no such address.
     Absent(IpAddr),
+    /// A virtual address and port that has no endpoint for this node's clients.
+    Unserved(SocketAddr),
 }
 
 /// The name of a resource to remove.
@@ -62,6 +65,8 @@ pub enum Remove {
     Policy(PolicyName),
     /// Forget what was said of an address.
     Absent(IpAddr),
+    /// There is an endpoint again, or no such service port.
+    Unserved(SocketAddr),
 }
 
 /// A change of the snapshot.
@@ -89,6 +94,7 @@ impl Snapshot {
             by_vip: HashMap::new(),
             policies: HashMap::new(),
             absent: HashSet::new(),
+            unserved: HashSet::new(),
         }
     }
 
@@ -146,6 +152,11 @@ impl Snapshot {
         self.policies.values()
     }
 
+    /// Every virtual address and port without an endpoint for this node's clients, looked up or not.
+    pub fn unserved(&self) -> &HashSet<SocketAddr> {
+        &self.unserved
+    }
+
     fn upsert(&mut self, upsert: Upsert) {
         match upsert {
             Upsert::Workload(workload) => {
@@ -172,6 +183,9 @@ impl Snapshot {
             Upsert::Absent(address) => {
                 self.absent.insert(address);
             }
+            Upsert::Unserved(address) => {
+                self.unserved.insert(address);
+            }
         }
     }
 
@@ -196,6 +210,9 @@ impl Snapshot {
             }
             Remove::Absent(address) => {
                 self.absent.remove(address);
+            }
+            Remove::Unserved(address) => {
+                self.unserved.remove(address);
             }
         }
     }

@@ -5,9 +5,10 @@ mod common;
 use common::{endpoint, ip, service, snapshot, workload};
 use mesh_core::balance::pick_two_choices;
 use mesh_core::model::{EndpointHealth, Service, TrafficScope};
-use mesh_core::route::{NoRoute, Route, resolve};
+use mesh_core::route::{NoRoute, Route, resolve, unserved};
 use mesh_core::snapshot::{Delta, Destination, Remove, Snapshot, Upsert};
 use proptest::prelude::*;
+use proptest::sample::select;
 
 fn mesh(service: Service) -> Snapshot {
     snapshot(vec![
@@ -112,6 +113,30 @@ fn a_reset_forgets_what_was_held() {
 }
 
 proptest! {
+    /// What the kernel refuses is what the slow path would refuse, whatever the conditions of the endpoints.
+    #[test]
+    fn an_address_is_unserved_exactly_when_it_resolves_to_no_endpoint(
+        healths in proptest::collection::vec((select(&[Ready, NotReady, ServingTerminating]), 0usize..4, any::<bool>()), 0..4),
+        local: bool,
+    ) {
+        let of = |(health, which, served): &(EndpointHealth, usize, bool)| {
+            let (uid, address, node) =
+                [("a", "10.0.0.1", "n1"), ("b", "10.0.0.2", "n2"), ("gone", "10.0.0.3", "n1"), ("", "2001:db8::7", "n1")][*which];
+            let mut endpoint = endpoint(uid, address, node, *health);
+            endpoint.ports.truncate(usize::from(*served));
+            endpoint
+        };
+        let mut front = service("10.96.0.1", healths.iter().map(of).collect());
+        front.vips.push(ip("2001:db8:96::1"));
+        front.scope = if local { TrafficScope::NodeLocal } else { TrafficScope::Cluster };
+        let told: Vec<String> =
+            unserved(&front, "n1", |uid| &*uid.0 != "gone").map(|address| address.to_string()).collect();
+        for dst in ["10.96.0.1:80", "[2001:db8:96::1]:80"] {
+            let refused = matches!(routed(front.clone(), dst), Err(NoRoute::NoEndpoint { .. }));
+            prop_assert_eq!(told.iter().any(|address| address == dst), refused, "{}", dst);
+        }
+    }
+
     #[test]
     fn two_choices_stay_in_range_and_never_take_the_busiest_of_all(len in 2usize..50, random: u64, busiest in 0usize..50) {
         let busiest = busiest % len;

@@ -1,11 +1,13 @@
 //! The maps, each pinned under the agent's pin directory by its name, so that a new agent adopts what the old one left
 //! and both objects see the same entries.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
 use mesh_common::{
-    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_PENDING, MAX_PODS, MAX_REASONS, OrigKey, Pod, Reason, Socket,
+    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_PENDING, MAX_PODS, MAX_REASONS, MAX_UNSERVED, OrigKey, Pod,
+    Reason, Socket,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -19,6 +21,10 @@ pub static ORIG_DST: HashMap<OrigKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0
 /// True clients of connections that the agent dials, from before its SYN until the application's socket is established.
 #[map]
 pub static CLIENTS: HashMap<ClientKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0);
+
+/// Virtual addresses and ports that no endpoint serves (the value means nothing). Written by the agent.
+#[map]
+pub static UNSERVED: HashMap<Endpoint, u8> = HashMap::pinned(MAX_UNSERVED, BPF_F_NO_PREALLOC);
 
 /// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
 #[map]

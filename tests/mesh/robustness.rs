@@ -5,9 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use mesh_tests::access_log::{field, names};
 use mesh_tests::apps;
+use mesh_tests::manifests::ServiceSpec;
 use mesh_tests::mesh::Options;
+use serde_json::json;
 
 use crate::shop::{ECHO, NOBODY, Shop, VIP, VIP6, echoed, text, was_reset};
+
+/// How often the kernel programs ended how.
+const KERNEL: &str = "ferromesh_kernel_decisions_total";
 
 #[test]
 fn two_thousand_connections_are_open_at_once() -> Result<()> {
@@ -32,16 +37,39 @@ fn connections_that_their_clients_reset_burden_nobody_else() -> Result<()> {
 }
 
 #[test]
-fn a_vip_without_a_ready_endpoint_resets_its_client_at_once_with_the_reason_logged() -> Result<()> {
+fn a_vip_without_a_ready_endpoint_fails_in_connect() -> Result<()> {
     let shop = Shop::open()?;
-    shop.mesh.service(("shop", "empty"), &["10.99.0.30", "fd99::30"], (80, 80), &[])?;
-    for to in ["10.99.0.30:80", "[fd99::30]:80"] {
-        shop.mesh.in_force("the service to be known", || {
-            let told = shop.web.peer(&["talk", "--to", to, "--send", "hello", "--timeout-ms", "3000"])?;
-            ensure!(was_reset(&told), "{to}: {told}");
-            ensure!(told["end_ms"].as_f64().is_some_and(|ms| ms < 500.0), "{to}: {told}");
-            shop.mesh.record(1, &[(names::FLAGS, "no_endpoint"), ("dialled", to)]).map(drop)
-        })?;
+    let put = |ready: bool| {
+        shop.mesh.manifests.service(&ServiceSpec {
+            namespace: "shop",
+            name: "empty",
+            vips: vec!["10.99.0.30".to_owned(), "fd99::30".to_owned()],
+            ports: vec![("main", 80, ECHO)],
+            backends: vec![(&shop.api, ready)],
+            more: json!({ "externalIPs": ["198.51.100.30"] }),
+        })
+    };
+    let ask = |to: &str| shop.web.peer(&["talk", "--to", to, "--send", "hello", "--half-close"]);
+    let refused = |to: &str| {
+        let told = ask(to)?;
+        ensure!(told["connect"] == "refused", "{to}: {told}");
+        ensure!(told["connect_ms"].as_f64().is_some_and(|ms| ms < 500.0), "{to}: {told}");
+        Ok(())
+    };
+    let all = ["10.99.0.30:80", "[fd99::30]:80", "[::ffff:10.99.0.30]:80", "198.51.100.30:80"];
+    put(false)?;
+    shop.mesh.in_force("the service to be refused", || refused(all[0]))?;
+    // Nobody has looked the others up: their first connection is refused already.
+    all.iter().try_for_each(|to| refused(to))?;
+    let counted = shop.mesh.metrics(1)?.sum(KERNEL, &[("reason", "connect_unserved")]);
+    ensure!(counted >= 4.0, "{counted} refusals are counted");
+    put(true)?;
+    for to in all {
+        shop.mesh.in_force("the service to answer", || echoed(&ask(to)?))?;
+    }
+    put(false)?;
+    for to in all {
+        shop.mesh.in_force("the service to be refused again", || refused(to))?;
     }
     Ok(())
 }

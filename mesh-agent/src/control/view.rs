@@ -20,12 +20,15 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> Value {
     services.sort_by(|a, b| a.name.cmp(&b.name));
     let mut policies: Vec<_> = snapshot.policies().collect();
     policies.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut unserved: Vec<_> = snapshot.unserved().iter().copied().collect();
+    unserved.sort();
     json!({
         "version": snapshot.version,
         "trust_domain": snapshot.trust_domain.as_str(),
         "workloads": workloads.iter().map(|w| workload(w)).collect::<Vec<_>>(),
         "services": services.iter().map(|s| service(s)).collect::<Vec<_>>(),
         "policies": policies.iter().map(|p| policy(p)).collect::<Vec<_>>(),
+        "unserved": unserved,
     })
 }
 

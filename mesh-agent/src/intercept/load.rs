@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
@@ -112,6 +113,8 @@ pub struct Interceptor {
     pub(super) maps: Arc<Maps>,
     pub(super) node_cookie: u64,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
+    /// How many addresses without an endpoint the full map could not take, in all.
+    pub(super) unserved_left_out: Arc<AtomicU64>,
 }
 
 impl Interceptor {
@@ -144,12 +147,15 @@ impl Interceptor {
             maps: Arc::new(maps),
             node_cookie: netns.cookie,
             problems: Arc::new(Mutex::new(Vec::new())),
+            unserved_left_out: Arc::default(),
         })
     }
 
-    /// How often each kernel program ended how, since the maps were made.
+    /// How often each kernel program ended how, since the maps were made; and what the kernel could not be told.
     pub fn reasons(&self) -> Vec<(&'static str, u64)> {
-        self.maps.reasons()
+        let mut reasons = self.maps.reasons();
+        reasons.push(("unserved_map_full", self.unserved_left_out.load(Ordering::Relaxed)));
+        reasons
     }
 
     /// What this node lacks for interception, and the mend.

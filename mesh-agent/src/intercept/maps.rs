@@ -19,6 +19,7 @@ pub(super) struct Maps {
     pub(super) pods: Mutex<HashMap<MapData, u64, Pod>>,
     pub(super) originals: Mutex<HashMap<MapData, OrigKey, Endpoint>>,
     pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
+    pub(super) unserved: Mutex<HashMap<MapData, Endpoint, u8>>,
     listeners: Mutex<SockMap<MapData>>,
     reasons: PerCpuArray<MapData, u64>,
 }
@@ -36,6 +37,7 @@ impl Maps {
             pods: Mutex::new(checked(object, "PODS")?.try_into()?),
             originals: Mutex::new(checked(object, "ORIG_DST")?.try_into()?),
             clients: Mutex::new(checked(object, "CLIENTS")?.try_into()?),
+            unserved: Mutex::new(checked(object, "UNSERVED")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),
             reasons: checked(object, "REASONS")?.try_into()?,
         })
@@ -90,6 +92,7 @@ pub(super) fn checked(object: &mut Ebpf, name: &'static str) -> Result<Map, Inte
     let map = object.take_map(name).ok_or(InterceptError::NoSuchMap(name))?;
     let (data, key, value, entries) = match &map {
         Map::HashMap(data) if name == "PODS" => (data, size_of::<u64>(), size_of::<Pod>(), None),
+        Map::HashMap(data) if name == "UNSERVED" => (data, size_of::<Endpoint>(), size_of::<u8>(), None),
         Map::HashMap(data) => (data, size_of::<OrigKey>(), size_of::<Endpoint>(), None),
         Map::PerCpuArray(data) => (data, size_of::<u32>(), size_of::<u64>(), Some(MAX_REASONS)),
         _ => return Ok(map),

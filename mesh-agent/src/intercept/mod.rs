@@ -14,6 +14,7 @@ mod probe;
 mod problem;
 mod sweep;
 mod sync;
+mod unserved;
 
 pub use discover::Refusal;
 pub use load::{Config, InterceptError, Interceptor};

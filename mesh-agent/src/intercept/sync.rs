@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use super::maps::addr;
 use super::pod::{PodEvent, PodNet};
 use super::problem::{EnrolError, PodProblem};
 use super::sweep::{self, Sweeper};
+use super::unserved::Unserved;
 use crate::sys::NetNs;
 
 /// How often the pods' cgroups are looked at.
@@ -74,6 +75,7 @@ impl Interceptor {
             maps: Arc::clone(&self.maps),
             node_cookie: self.node_cookie,
             problems: Arc::clone(&self.problems),
+            unserved_left_out: Arc::clone(&self.unserved_left_out),
             events,
             stop: Arc::clone(&stop),
             pods: HashMap::new(),
@@ -104,6 +106,7 @@ struct Sync {
     maps: Arc<super::maps::Maps>,
     node_cookie: u64,
     problems: Arc<parking_lot::Mutex<Vec<PodProblem>>>,
+    unserved_left_out: Arc<AtomicU64>,
     events: mpsc::Sender<PodEvent>,
     stop: Arc<AtomicBool>,
     pods: HashMap<WorkloadUid, Local>,
@@ -118,6 +121,7 @@ impl Sync {
         sweep::clear(&self.maps, None);
         self.orphans = self.maps.pods.lock().iter().filter_map(Result::ok).collect();
         let mut sweeper = Sweeper::new();
+        let mut unserved = Unserved::adopt(&self.maps, Arc::clone(&self.unserved_left_out));
         let mut scan_due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) && !self.events.is_closed() {
             let now = Instant::now();
@@ -128,6 +132,7 @@ impl Sync {
                 scan_due = now + SCAN;
                 let snapshot = snapshots.load_full();
                 if snapshot.version > 0 {
+                    unserved.follow(&snapshot);
                     self.reconcile(&snapshot);
                 }
                 sweeper.tick(&self.maps, now);

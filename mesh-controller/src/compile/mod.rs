@@ -10,12 +10,15 @@ mod services;
 
 pub use modes::{Reach, merge};
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::{AuthorizationPolicy, PolicyName, Service, ServiceName, Workload, WorkloadUid};
+use mesh_core::model::{
+    AuthorizationPolicy, PolicyName, Service, ServiceName, TrafficScope, Workload, WorkloadUid,
+};
+use mesh_core::route::unserved;
 
 use crate::index::Index;
 use crate::object::Status;
@@ -49,6 +52,10 @@ pub struct Compiled {
     pub by_address: HashMap<IpAddr, Target>,
     /// The workloads of each node.
     pub by_node: HashMap<Arc<str>, Vec<WorkloadUid>>,
+    /// Virtual addresses and ports that have no endpoint, whatever node the client is on.
+    pub unserved: Arc<HashSet<SocketAddr>>,
+    /// Services whose clients are sent to endpoints of their own node only.
+    pub node_local: Vec<ServiceName>,
     /// What became of the objects, sorted.
     pub statuses: Vec<Status>,
 }
@@ -57,6 +64,14 @@ impl Compiled {
     /// The workloads on `node`.
     pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
         self.by_node.get(node).into_iter().flatten().filter_map(|uid| self.workloads.get(uid))
+    }
+
+    /// The virtual addresses and ports that have no endpoint for clients on `node`.
+    pub fn unserved_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = SocketAddr> + 'a {
+        let local = self.node_local.iter().filter_map(|name| self.services.get(name));
+        self.unserved.iter().copied().chain(
+            local.flat_map(move |service| unserved(service, node, |uid| self.workloads.contains_key(uid))),
+        )
     }
 }
 
@@ -87,6 +102,11 @@ pub fn compile(
     statuses.dedup();
     let policies = index.policies.values().map(|p| (p.policy.name.clone(), (*p.policy).clone())).collect();
     let by_address = owners.targets(&workloads);
+    let (cluster, local): (Vec<&Service>, Vec<&Service>) =
+        services.values().partition(|service| service.scope == TrafficScope::Cluster);
+    let known = |uid: &WorkloadUid| workloads.contains_key(uid);
+    let nowhere = cluster.into_iter().flat_map(|service| unserved(service, "", known)).collect();
+    let node_local = local.into_iter().map(|service| service.name.clone()).collect();
     Compiled {
         version,
         trust_domain: trust_domain.clone(),
@@ -95,6 +115,8 @@ pub fn compile(
         policies: shared(policies, previous.map(|p| &p.policies)),
         by_address,
         by_node,
+        unserved: Arc::new(nowhere),
+        node_local,
         statuses,
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! An agent holds its own node's workloads, and for each address that it asked for whatever is there: a service with the
 //! workloads of its endpoints, a workload, or the answer that the mesh does not know it. Each workload comes with the
-//! policies that it names.
+//! policies that it names. Virtual addresses without an endpoint are told unasked, all of them: the kernel refuses the
+//! first connection to one already.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::model::{AuthorizationPolicy, PolicyName, Service, ServiceName, Workload, WorkloadUid};
@@ -28,6 +29,7 @@ struct Held {
     services: HashMap<ServiceName, Arc<Service>>,
     policies: HashMap<PolicyName, Arc<AuthorizationPolicy>>,
     absent: HashSet<IpAddr>,
+    unserved: HashSet<SocketAddr>,
 }
 
 impl View {
@@ -60,12 +62,15 @@ impl View {
         diff(&sent.services, &wanted.services, &mut delta, Upsert::Service, Remove::Service);
         delta.removes.extend(sent.absent.difference(&wanted.absent).map(|a| Remove::Absent(*a)));
         delta.upserts.extend(wanted.absent.difference(&sent.absent).map(|a| Upsert::Absent(*a)));
+        delta.removes.extend(sent.unserved.difference(&wanted.unserved).map(|a| Remove::Unserved(*a)));
+        delta.upserts.extend(wanted.unserved.difference(&sent.unserved).map(|a| Upsert::Unserved(*a)));
         self.sent = Some(wanted);
         (first || !delta.upserts.is_empty() || !delta.removes.is_empty()).then_some(delta)
     }
 
     fn wanted(&self, compiled: &Compiled) -> Held {
-        let mut wanted = Held::default();
+        let unserved = compiled.unserved_on(&self.node).collect();
+        let mut wanted = Held { unserved, ..Held::default() };
         for workload in compiled.on_node(&self.node) {
             wanted.add(compiled, workload);
         }

@@ -218,7 +218,13 @@ pub(crate) fn bytes(addresses: &[&str]) -> Vec<Vec<u8>> {
     addresses.iter().map(|a| mesh_api::addr::to_bytes(a.parse().unwrap())).collect()
 }
 
-/// The names of a message's upserts, sorted: `workload:uid`, `service:ns/name`, `policy:ns/name`, `absent:ip`.
+fn unserved(at: &proto::SocketAddress) -> String {
+    let ip = mesh_api::addr::from_bytes(&at.address).unwrap();
+    format!("unserved:{}", SocketAddr::new(ip, u16::try_from(at.port).unwrap()))
+}
+
+/// The names of a message's upserts, sorted: `workload:uid`, `service:ns/name`, `policy:ns/name`, `absent:ip`,
+/// `unserved:ip:port`.
 pub(crate) fn upserts(message: &ControllerMessage) -> Vec<String> {
     use proto::resource::Kind as K;
     let named = |n: &Option<proto::NamespacedName>| {
@@ -233,6 +239,7 @@ pub(crate) fn upserts(message: &ControllerMessage) -> Vec<String> {
             K::Service(s) => format!("service:{}", named(&s.name)),
             K::Policy(p) => format!("policy:{}", named(&p.name)),
             K::Absent(a) => format!("absent:{}", mesh_api::addr::from_bytes(a).unwrap()),
+            K::Unserved(at) => unserved(at),
         })
         .collect();
     names.sort();
@@ -249,6 +256,7 @@ pub(crate) fn removes(message: &ControllerMessage) -> Vec<String> {
             K::Service(n) => format!("service:{}/{}", n.namespace, n.name),
             K::Policy(n) => format!("policy:{}/{}", n.namespace, n.name),
             K::Absent(a) => format!("absent:{}", mesh_api::addr::from_bytes(a).unwrap()),
+            K::Unserved(at) => unserved(at),
         })
         .collect();
     names.sort();

@@ -112,6 +112,33 @@ async fn only_what_changed_is_sent() {
 }
 
 #[tokio::test]
+async fn addresses_without_an_endpoint_are_told_unasked_and_taken_back() {
+    let harness = shop().await;
+    let mut agent = harness.agent(harness.join("node-a").await, &[]).await;
+    agent.next().await;
+    let empty = |selected: &str, more: &str| {
+        let service = DB_SERVICE.replace("name: db,", "name: empty,").replace("app: db", selected);
+        service.replace("clusterIPs: [10.96.0.5]", &format!("clusterIPs: [10.96.0.6, 'fd96::6']{more}"))
+            + "status: {loadBalancer: {ingress: [{ip: 198.51.100.7}]}}\n"
+    };
+    harness.write("empty.yaml", &empty("app: nobody", ""));
+    let told = agent.next().await;
+    let both = ["unserved:10.96.0.6:5432", "unserved:198.51.100.7:5432", "unserved:[fd96::6]:5432"];
+    assert_eq!(upserts(&told), both);
+    // Now there is an endpoint in one family.
+    harness.write("empty.yaml", &empty("app: db", ""));
+    assert_eq!(removes(&agent.next().await), &both[..2]);
+    // It is on another node.
+    harness.write("empty.yaml", &empty("app: db", "\n  internalTrafficPolicy: Local"));
+    assert_eq!(upserts(&agent.next().await), &both[..2]);
+    let mut there = harness.agent(harness.join("node-b").await, &[]).await;
+    assert_eq!(upserts(&there.next().await), ["policy:shop/db-only", both[2], "workload:uid-db"]);
+    // A stream that begins is told of all; a Service that goes takes its addresses with it.
+    std::fs::remove_file(harness.dir.path().join("manifests/empty.yaml")).unwrap();
+    assert_eq!(removes(&agent.next().await), both);
+}
+
+#[tokio::test]
 async fn a_malformed_manifest_keeps_the_last_good_state_and_names_file_and_line() {
     let harness = shop().await;
     let mut agent = harness.agent(harness.join("node-b").await, &[]).await;

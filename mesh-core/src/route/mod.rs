@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{Affinity, EndpointHealth, Service, ServiceName, TrafficScope, Workload};
+use crate::model::{
+    Affinity, Endpoint, EndpointHealth, Service, ServiceName, TrafficScope, Workload, WorkloadUid,
+};
 use crate::snapshot::{Destination, Snapshot};
 
 /// One place that a connection may be sent to.
@@ -74,29 +76,48 @@ fn of_service(snapshot: &Snapshot, node: &str, service: &Service, dst: SocketAdd
     if !service.ports.iter().any(|p| p.port == dst.port()) {
         return Err(NoRoute::NoSuchPort { service: name, port: dst.port() });
     }
-    let usable = |health: EndpointHealth| -> Vec<Candidate> {
-        let endpoints = service.endpoints.iter().filter(|e| {
-            e.health == health
-                && e.address.is_ipv4() == dst.is_ipv4()
-                && (service.scope == TrafficScope::Cluster || &*e.node == node)
-        });
-        endpoints
-            .filter_map(|e| {
-                let workload = match &e.workload {
-                    // A pod that has not reached this agent yet could be enrolled: it is not dialled in plaintext.
-                    Some(uid) => Some(Arc::clone(snapshot.workload(uid)?)),
-                    None => None,
-                };
-                Some(Candidate { address: SocketAddr::new(e.address, e.target_port(dst.port())?), workload })
-            })
-            .collect()
-    };
-    let mut candidates = usable(EndpointHealth::Ready);
-    if candidates.is_empty() {
-        candidates = usable(EndpointHealth::ServingTerminating);
-    }
+    // A pod that has not reached this agent yet could be enrolled: it is not dialled in plaintext.
+    let candidates: Vec<Candidate> = usable(service, node, dst, |uid| snapshot.workload(uid).is_some())
+        .into_iter()
+        .map(|(endpoint, port)| Candidate {
+            address: SocketAddr::new(endpoint.address, port),
+            workload: endpoint.workload.as_ref().and_then(|uid| snapshot.workload(uid)).cloned(),
+        })
+        .collect();
     if candidates.is_empty() {
         return Err(NoRoute::NoEndpoint { service: name, port: dst.port() });
     }
     Ok(Route::Service { service: name, candidates, affinity: service.affinity })
+}
+
+/// The virtual addresses and ports of `service` for which [`resolve`] answers [`NoRoute::NoEndpoint`] to a client on `node`.
+pub fn unserved<'a>(
+    service: &'a Service,
+    node: &'a str,
+    known: impl Fn(&WorkloadUid) -> bool + 'a,
+) -> impl Iterator<Item = SocketAddr> + 'a {
+    let ports = || service.ports.iter().map(|port| port.port);
+    let all = service.vips.iter().flat_map(move |vip| ports().map(|port| SocketAddr::new(*vip, port)));
+    all.filter(move |dst| usable(service, node, *dst, &known).is_empty())
+}
+
+/// The endpoints that a client on `node` may be sent to, each with its target port: the ready ones, or else those that
+/// terminate but still serve. An endpoint whose pod is not `known` is left out.
+fn usable<'a>(
+    service: &'a Service,
+    node: &str,
+    dst: SocketAddr,
+    known: impl Fn(&WorkloadUid) -> bool,
+) -> Vec<(&'a Endpoint, u16)> {
+    let of_health = |health: EndpointHealth| -> Vec<_> {
+        let eligible = service.endpoints.iter().filter(|e| {
+            e.health == health
+                && e.address.is_ipv4() == dst.is_ipv4()
+                && (service.scope == TrafficScope::Cluster || &*e.node == node)
+                && e.workload.as_ref().is_none_or(&known)
+        });
+        eligible.filter_map(|e| Some((e, e.target_port(dst.port())?))).collect()
+    };
+    let ready = of_health(EndpointHealth::Ready);
+    if ready.is_empty() { of_health(EndpointHealth::ServingTerminating) } else { ready }
 }

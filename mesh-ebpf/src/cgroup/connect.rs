@@ -1,17 +1,21 @@
 //! What both families of `connect()` share: the order of the questions, and the bookkeeping of an answer.
 //!
 //! A connection that is left alone keeps its destination; one that is redirected keeps it in the socket's storage; one
-//! that cannot be redirected is refused, for it must not go out in plaintext.
+//! that cannot be redirected is refused, for it must not go out in plaintext; one to a virtual address without an
+//! endpoint is refused as a closed port would.
 
-use aya_ebpf::helpers::bpf_bind;
+use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{Endpoint, OrigKey, Reason, SOCKET_OUTBOUND, Socket};
 use mesh_ebpf::address::{AF_INET, AF_INET6, Words, to_addr};
 use mesh_ebpf::count;
+use mesh_ebpf::maps::UNSERVED;
 
 use crate::storage;
 
+/// With no error set, the caller gets EPERM.
 const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = -111;
 const PASS: i32 = 1;
 
 /// Counts the outcome and turns it into the hook's answer.
@@ -26,6 +30,12 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
             count(reason);
             REFUSE
         }
+        Err(reason @ Reason::ConnectUnserved) => {
+            count(reason);
+            // SAFETY: connect hooks may set the error that the caller gets.
+            unsafe { bpf_set_retval(ECONNREFUSED) };
+            REFUSE
+        }
         Err(reason) => {
             count(reason);
             // A socket may have been redirected at an earlier attempt; what it shows from now on is the kernel's truth.
@@ -37,10 +47,13 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
     }
 }
 
-/// Saves the destination, and keeps the socket's own address true. `own` is the pod's address of the family.
+/// Unless nobody serves the destination: saves it, and keeps the socket's own address true. `own` is the pod's address of the family.
 #[inline(always)]
 pub(crate) fn remember(ctx: &SockAddrContext, dst: Words, key: OrigKey, own: Words) -> Result<(), Reason> {
     let peer = Endpoint { addr: to_addr(dst), port: port(ctx), pad: 0 };
+    if UNSERVED.get_ptr(&peer).is_some() {
+        return Err(Reason::ConnectUnserved);
+    }
     let mut socket = Socket { peer, kind: SOCKET_OUTBOUND, key, local: [0; 16] };
     let Some(saved) = storage::save(ctx, &mut socket) else { return Err(Reason::ConnectNoStorage) };
     if mesh_ebpf::address::is_zero(own) {
