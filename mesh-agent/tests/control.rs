@@ -17,6 +17,7 @@ use mesh_api::proto::resource::Kind as Resource;
 use mesh_api::{encode, proto};
 use mesh_core::identity::SpiffeId;
 use mesh_core::snapshot::Destination;
+use prost::Message;
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 2, 0, 1));
 
@@ -413,4 +414,79 @@ async fn the_administration_socket_shows_status_and_dump_without_keys() {
     assert_eq!(dump["snapshot"]["workloads"][0]["name"], "web");
     assert!(!dump.to_string().contains("PRIVATE"));
     assert_eq!(control_fixture::get(&admin, "/nothing").await.0, 404);
+}
+
+/// A node whose agent holds a peer, a service and a policy, has written them, and then ended.
+async fn ended_with_a_snapshot() -> Rig {
+    let (rig, mut stream) = begun().await;
+    let looking = tokio::spawn({
+        let lookup = rig.control.lookup.clone();
+        async move { lookup.ensure([10, 99, 0, 1].into()).await }
+    });
+    assert_eq!(stream.subscribed().await, [vec![10, 99, 0, 1]]);
+    let mut message = control_fixture::message(2);
+    message.upserts = vec![
+        policy("web", 1),
+        workload("db", "n2", [10, 2, 0, 1]),
+        service("db", [10, 99, 0, 1], (5432, 5432), "uid-db"),
+    ];
+    stream.send(message).await;
+    assert_eq!(stream.ack(2).await, "");
+    looking.await.unwrap().unwrap();
+    let file = rig.kept_file();
+    // The first write may hold version 1 only.
+    eventually("the snapshot on disk", || {
+        let Ok(bytes) = std::fs::read(&file) else { return false };
+        let kept = proto::KeptSnapshot::decode(&bytes[40..]).unwrap();
+        kept.snapshot.unwrap().version == 2
+    })
+    .await;
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    rig.restarted()
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_while_the_controller_is_away_goes_on_with_the_snapshot_on_disk() {
+    let mut rig = ended_with_a_snapshot().await;
+    let control = rig.control.clone();
+    control.restore(&rig.node_with_token());
+    let snapshot = control.published.load();
+    assert_eq!((snapshot.version, snapshot.policies().count(), snapshot.workloads().count()), (2, 1, 2));
+    assert!(matches!(snapshot.destination([10, 99, 0, 1].into()), Destination::Service(_)));
+    assert_eq!(control.svids.trust().roots.len(), 1);
+    assert_eq!(control.lookup.ensure([10, 99, 0, 1].into()).await, Ok(()));
+    assert_eq!(control.status.kept().restored.map(|(version, _)| version), Some(2));
+    let admin = rig.admin().await;
+    let (_, status) = control_fixture::get(&admin, "/status").await;
+    assert_eq!(status["snapshot"]["restored_from_disk"], true, "{status:#}");
+    assert_eq!(status["certificates"]["held"].as_array().unwrap().len(), 0, "keys are not on disk");
+
+    // The controller is back: it is told what is in use, and its word replaces everything.
+    rig.run().await;
+    let mut stream = rig.stream().await;
+    assert_eq!(stream.hello().await.addresses, [vec![10, 99, 0, 1]]);
+    let mut message = first(3);
+    message.trust_bundle = Some(rig.ca.bundle());
+    stream.send(message).await;
+    assert_eq!(stream.ack(3).await, "");
+    assert_eq!((control.published.load().version, control.published.load().policies().count()), (3, 0));
+    let (_, status) = control_fixture::get(&admin, "/status").await;
+    assert_eq!(status["snapshot"]["restored_from_disk"], false, "{status:#}");
+}
+
+#[tokio::test]
+async fn a_bad_snapshot_on_disk_is_refused_counted_and_said_in_the_status() {
+    let rig = ended_with_a_snapshot().await;
+    let file = rig.kept_file();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    rig.control.restore(&rig.node_with_token());
+    assert_eq!(rig.control.published.load().version, 0, "nothing of it is taken");
+    assert!(rig.control.svids.trust().roots.is_empty());
+    assert_eq!(rig.control.metrics.kept_refused.get(), 1);
+    let (_, status) = control_fixture::get(&rig.admin().await, "/status").await;
+    assert!(status["snapshot"]["problem"].as_str().unwrap().contains("is damaged"), "{status:#}");
+    assert_eq!(status["ready"], false);
 }

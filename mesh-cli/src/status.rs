@@ -132,6 +132,12 @@ fn agent_table(status: &Value, now: OffsetDateTime) -> String {
     if let Some(refused) = controller["refused"].as_str() {
         lines.push(format!("REFUSED DELTA, the last good snapshot stays: {}", visible(refused)));
     }
+    if status["snapshot"]["restored_from_disk"] == true {
+        lines.push("SNAPSHOT FROM DISK: this agent has not heard the controller since it started".to_owned());
+    }
+    if let Some(problem) = status["snapshot"]["problem"].as_str() {
+        lines.push(format!("SNAPSHOT ON DISK: {}", visible(problem)));
+    }
     if let Some(problem) = status["node_certificate"]["problem"].as_str() {
         lines.push(format!("NODE CERTIFICATE NOT RENEWED: {}", visible(problem)));
     }
@@ -218,7 +224,8 @@ mod tests {
             "node": "n1", "agent_version": "0.1.0", "trust_domain": "cluster.local",
             "ready": false, "not_ready": "no certificate for spiffe://x",
             "controller": { "connected": false, "last_error": "refused", "refused": "policy shop/x: action" },
-            "snapshot": { "version": 4, "workloads": 3, "local_workloads": 1, "services": 2, "policies": 0 },
+            "snapshot": { "version": 4, "workloads": 3, "local_workloads": 1, "services": 2, "policies": 0,
+                          "restored_from_disk": true, "problem": "it is damaged" },
             "node_certificate": { "not_after": "2001-09-09T01:47:25Z", "problem": null },
             "certificates": { "held": [], "problems": [{ "identity": "spiffe://x", "missing": true, "problem": "away" }] },
             "pods": [{ "namespace": "shop", "name": "web", "identity": "spiffe://x", "addresses": ["10.1.0.1"],
@@ -231,6 +238,8 @@ mod tests {
             "controller: NOT CONNECTED: refused",
             "snapshot: version 4, 3 workloads (1 on this node), 2 services, 0 policies",
             "node certificate: ends 2001-09-09T01:47:25Z (in 45s)",
+            "SNAPSHOT FROM DISK: this agent has not heard the controller since it started",
+            "SNAPSHOT ON DISK: it is damaged",
             "REFUSED DELTA, the last good snapshot stays: policy shop/x: action",
             "PROBLEM pod shop/web: its cgroup was not found",
             "CERTIFICATE spiffe://x: away",

@@ -28,7 +28,7 @@ struct ServeArgs {
     /// Where objects come from: dir:PATH, a folder of Kubernetes manifests
     #[arg(long)]
     source: String,
-    /// The folder of the CA, the join tokens and the admin certificate
+    /// The folder of the CA, the join tokens, the admin certificate and the last good objects
     #[arg(long)]
     state_dir: PathBuf,
     /// Where agents and operators connect
@@ -107,7 +107,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let Some(path) = args.source.strip_prefix("dir:").filter(|path| !path.is_empty()) else {
         bail!("--source {:?}: only dir:PATH is known", args.source);
     };
-    let source = DirSource::new(path);
+    let source = DirSource::new(path).keeping(args.state_dir.join("last-good.json"));
     let config = Config {
         state_dir: args.state_dir,
         listen: args.listen,

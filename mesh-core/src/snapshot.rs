@@ -111,6 +111,16 @@ impl Snapshot {
         next
     }
 
+    /// The delta that makes this snapshot out of an empty one.
+    pub fn whole(&self) -> Delta {
+        let workloads = self.workloads.values().map(|w| Upsert::Workload((**w).clone()));
+        let services = self.services.values().map(|s| Upsert::Service((**s).clone()));
+        let policies = self.policies.values().map(|p| Upsert::Policy((**p).clone()));
+        let absent = self.absent.iter().copied().map(Upsert::Absent);
+        let upserts = policies.chain(workloads).chain(services).chain(absent).collect();
+        Delta { version: self.version, reset: true, upserts, removes: Vec::new() }
+    }
+
     /// What `address` is, so far as this agent knows.
     pub fn destination(&self, address: IpAddr) -> Destination {
         if let Some(service) = self.by_vip.get(&address) {

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use mesh_tests::access_log::names;
+use mesh_tests::apps;
 use mesh_tests::capture::Capture;
 use mesh_tests::manifests::from_account;
 use mesh_tests::mesh::Options;
 use serde_json::Value;
 
-use crate::shop::{ECHO, Shop, VIP, echoed, text};
+use crate::shop::{ECHO, Shop, VIP, echoed, text, was_reset};
 
 #[test]
 fn the_mesh_works_on_while_the_controller_is_away_and_takes_changes_when_it_is_back() -> Result<()> {
@@ -23,6 +25,40 @@ fn the_mesh_works_on_while_the_controller_is_away_and_takes_changes_when_it_is_b
     shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), false)?;
     shop.mesh.manifests.remove("AuthorizationPolicy", "shop", "only-other")?;
     shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), true)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_starts_while_the_controller_is_away_knows_its_pods_and_fails_closed() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let outsider = shop.mesh.pod("plain", "outsider", 2)?;
+    let _echo = apps::peer_server(&outsider, "echo", ECHO, &[])?;
+    shop.mesh.service(("plain", "outside"), &["10.99.0.77"], (ECHO, ECHO), &[&outsider])?;
+    let (mesh_vip, plain_vip) = (format!("{VIP}:{ECHO}"), format!("10.99.0.77:{ECHO}"));
+    echoed(&shop.ask()?)?;
+    shop.until_asking(&shop.web, &plain_vip, true)?;
+    shop.mesh.in_force("both services to be on disk", || {
+        let kept = std::fs::read(shop.mesh.world.files.join("agent-n1/snapshot"))?;
+        let held = |name: &str| kept.windows(name.len()).any(|window| window == name.as_bytes());
+        ensure!(held("outside") && held("api"), "{} bytes", kept.len());
+        Ok(())
+    })?;
+    let capture = Capture::start(&shop.mesh.world, 2, "alone")?;
+    shop.mesh.kill_controller();
+    shop.mesh.kill_agent(1);
+    shop.mesh.launch_agent(1)?;
+    // What needs no identity works by the snapshot on disk: the pod is served, and a service of the mesh is found.
+    shop.until_asking(&shop.web, &plain_vip, true)?;
+    // What needs one fails, is named, and never goes out in plaintext.
+    let told = shop.web.peer(&["talk", "--to", &mesh_vip, "--send", "secret-while-alone", "--half-close"])?;
+    ensure!(was_reset(&told), "{told}");
+    shop.mesh.record(1, &[(names::REPORTER, names::SOURCE), (names::FLAGS, "no_certificate")])?;
+    let status = shop.mesh.meshctl(1, &["-o", "json", "status"])?;
+    ensure!(status.stdout.contains("\"restored_from_disk\": true"), "{}{}", status.stdout, status.stderr);
+    let captured = capture.stop()?;
+    ensure!(!captured.contains(b"secret-while-alone"), "plaintext for want of a certificate");
+    shop.mesh.start_controller()?;
+    shop.until_asking(&shop.web, &mesh_vip, true)?;
     Ok(())
 }
 
@@ -119,7 +155,7 @@ fn a_draining_agent_lets_open_connections_finish() -> Result<()> {
 
 #[test]
 fn a_malformed_manifest_keeps_the_last_good_state_and_is_named_with_its_line() -> Result<()> {
-    let shop = Shop::open()?;
+    let mut shop = Shop::open()?;
     let rules = from_account("shop", "web");
     shop.mesh.manifests.policy(("shop", "web-only"), "api", "ALLOW", rules)?;
     let other = shop.mesh.pod("shop", "other", 1)?;
@@ -140,6 +176,23 @@ fn a_malformed_manifest_keeps_the_last_good_state_and_is_named_with_its_line() -
     std::thread::sleep(Duration::from_millis(500));
     echoed(&shop.ask()?)?;
     ensure!(text(&shop.ask_from(&other, &to)?["received"]).is_empty(), "the policy is gone");
+    // A controller that starts over the malformed file has the last good state from disk, and still names the line.
+    shop.mesh.kill_controller();
+    shop.mesh.start_controller()?;
+    shop.mesh.in_force("the new controller to name the file", || {
+        let said = format!("{}{}", shop.mesh.controller()?.stdout(), shop.mesh.controller()?.stderr());
+        ensure!(said.contains(file) && said.contains("last good state is kept"), "{said}");
+        Ok(())
+    })?;
+    shop.mesh.in_force("the agents to be connected again", || {
+        for node in [1, 2] {
+            let status = shop.mesh.meshctl(node, &["-o", "json", "status"])?;
+            ensure!(status.stdout.contains("\"connected\": true"), "{}", status.stdout);
+        }
+        Ok(())
+    })?;
+    echoed(&shop.ask()?)?;
+    ensure!(text(&shop.ask_from(&other, &to)?["received"]).is_empty(), "the restart opened the door");
     shop.mesh.manifests.remove_file(file)?;
     shop.until_asking(&other, &to, true)?;
     Ok(())

@@ -12,16 +12,13 @@ use mesh_api::decode::{self, DecodeError};
 use mesh_api::encode;
 use mesh_api::proto::agent_message::Kind;
 use mesh_api::proto::discovery_client::DiscoveryClient;
-use mesh_api::proto::{
-    Ack, AgentMessage, CertificateInfo, ControllerMessage, Hello, Subscribe, TrustBundle, Unsubscribe,
-};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
+use mesh_api::proto::{Ack, AgentMessage, CertificateInfo, ControllerMessage, Hello, Subscribe, Unsubscribe};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::bundle::Bundle;
 use super::certs::unix_seconds;
 use super::dial::explain_status;
 use super::lookup::Changes;
@@ -79,6 +76,7 @@ pub(super) struct Discovery {
     pub(super) controller: Arc<Controller>,
     pub(super) published: Published,
     pub(super) svids: Arc<SvidStore>,
+    pub(super) bundle: Bundle,
     pub(super) lookup: Lookup,
     pub(super) status: Arc<ControlStatus>,
     pub(super) metrics: ControlMetrics,
@@ -106,9 +104,8 @@ struct Refusal {
 impl Discovery {
     /// Keeps a stream up, for ever.
     pub(super) async fn run(mut self) {
-        let mut roots = Vec::new();
         loop {
-            let Err(ended) = self.stream(&mut roots).await;
+            let Err(ended) = self.stream().await;
             self.metrics.connected.set(0);
             self.metrics.streams_ended.inc();
             self.status.ended(ended.to_string());
@@ -118,7 +115,7 @@ impl Discovery {
         }
     }
 
-    async fn stream(&mut self, roots: &mut Vec<Vec<u8>>) -> Result<std::convert::Infallible, Ended> {
+    async fn stream(&mut self) -> Result<std::convert::Infallible, Ended> {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let mut session = Session { outbox, begun: false, version: 0, refused: None, report: None };
         let hello = Hello {
@@ -139,7 +136,7 @@ impl Discovery {
             tokio::select! {
                 message = inbound.message() => {
                     let message = message?.ok_or(Ended::Closed)?;
-                    self.take(message, &mut session, roots).await?;
+                    self.take(message, &mut session).await?;
                 }
                 changes = self.lookup.changes() => session.tell(changes).await?,
                 error = session.given_up() => return Err(Ended::Refused(error)),
@@ -155,19 +152,14 @@ impl Discovery {
     }
 
     /// Applies one message or refuses it, and says so.
-    async fn take(
-        &mut self,
-        message: ControllerMessage,
-        session: &mut Session,
-        roots: &mut Vec<Vec<u8>>,
-    ) -> Result<(), Ended> {
+    async fn take(&mut self, message: ControllerMessage, session: &mut Session) -> Result<(), Ended> {
         if session.refused.is_some() && !message.reset {
             return Ok(());
         }
         let version = message.version;
         session.version = version;
         let outcome =
-            if session.begun || message.reset { self.apply(message, roots) } else { Err(Refused::NoReset) };
+            if session.begun || message.reset { self.apply(message) } else { Err(Refused::NoReset) };
         let error = match outcome {
             Ok(()) => {
                 session.begun = true;
@@ -202,7 +194,7 @@ impl Discovery {
         session.send(Kind::Ack(ack)).await
     }
 
-    fn apply(&self, message: ControllerMessage, held: &mut Vec<Vec<u8>>) -> Result<(), Refused> {
+    fn apply(&self, message: ControllerMessage) -> Result<(), Refused> {
         let before = self.published.load();
         let ours = before.trust_domain.as_str();
         // Later deltas may leave the name out; the first may not.
@@ -213,11 +205,7 @@ impl Discovery {
         let bundle = message.trust_bundle.take();
         let delta = decode::delta(message)?;
         if let Some(bundle) = bundle {
-            let roots = read_bundle(&bundle)?;
-            if bundle.roots_der != *held {
-                self.svids.set_roots(Arc::new(roots));
-                *held = bundle.roots_der;
-            }
+            self.bundle.adopt(bundle, &self.svids).map_err(Refused::TrustBundle)?;
         }
         self.published.publish(before.apply(delta));
         Ok(())
@@ -235,19 +223,6 @@ impl Discovery {
         all.sort_by(|a, b| a.spiffe_id.cmp(&b.spiffe_id));
         all
     }
-}
-
-fn read_bundle(bundle: &TrustBundle) -> Result<RootCertStore, Refused> {
-    let mut roots = RootCertStore::empty();
-    for der in &bundle.roots_der {
-        roots
-            .add(CertificateDer::from(der.clone()))
-            .map_err(|e| Refused::TrustBundle(format!("a root is not a certificate: {e}")))?;
-    }
-    if roots.is_empty() {
-        return Err(Refused::TrustBundle("it holds no root".to_owned()));
-    }
-    Ok(roots)
 }
 
 impl Session {

@@ -129,6 +129,23 @@ impl Lookup {
         table.entries.keys().copied().collect()
     }
 
+    /// Every address that is subscribed to.
+    pub(super) fn held(&self) -> Vec<IpAddr> {
+        self.0.table.lock().entries.keys().copied().collect()
+    }
+
+    /// Goes on with the subscriptions of an earlier agent, as if each had been used now: the next stream's `Hello` names
+    /// them.
+    pub(super) fn resume(&self, addresses: Vec<IpAddr>) {
+        let now = Instant::now();
+        let mut table = self.0.table.lock();
+        let room = self.0.settings.most.saturating_sub(table.entries.len());
+        for address in addresses.into_iter().take(room) {
+            table.entries.entry(address.to_canonical()).or_insert(Entry { used: now, asked: now });
+        }
+        self.0.metrics.lookup_subscriptions.set(gauge(table.entries.len()));
+    }
+
     /// Waits for something to tell the controller, and takes it. Cancel-safe.
     pub(super) async fn changes(&self) -> Changes {
         loop {

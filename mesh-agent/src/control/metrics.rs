@@ -19,6 +19,10 @@ pub struct ControlMetrics {
     pub deltas_applied: Counter,
     /// Deltas that were refused.
     pub deltas_refused: Counter,
+    /// Snapshots on disk that were refused at a start.
+    pub kept_refused: Counter,
+    /// Snapshots that could not be written to disk.
+    pub kept_failed: Counter,
     /// Addresses that had to be asked for.
     pub lookup_misses: Counter,
     /// Connections that waited for an answer in vain.
@@ -41,11 +45,13 @@ impl ControlMetrics {
             ("snapshot_version", "Version of the snapshot in use", &self.snapshot_version),
             ("lookup_subscriptions", "Addresses subscribed to at the controller", &self.lookup_subscriptions),
         ];
-        let counters: [(&str, &str, &Counter); 9] = [
+        let counters: [(&str, &str, &Counter); 11] = [
             ("control_streams", "Discovery streams opened", &self.streams),
             ("control_streams_ended", "Discovery streams failed or ended", &self.streams_ended),
             ("deltas_applied", "Deltas that became part of the snapshot", &self.deltas_applied),
             ("deltas_refused", "Deltas refused; the last good snapshot stayed", &self.deltas_refused),
+            ("kept_snapshot_refused", "Snapshots on disk refused at a start", &self.kept_refused),
+            ("kept_snapshot_failed", "Snapshots that could not be written to disk", &self.kept_failed),
             ("lookup_misses", "Addresses that had to be asked for", &self.lookup_misses),
             ("lookup_timeouts", "Connections that waited for a lookup in vain", &self.lookup_timeouts),
             ("lookup_refused", "Lookups refused because too many are held", &self.lookup_refused),

@@ -5,10 +5,13 @@
 
 pub mod admin;
 mod backoff;
+mod bundle;
 mod certs;
 mod client;
 mod dial;
 mod explain;
+mod files;
+mod kept;
 mod lookup;
 mod metrics;
 mod published;
@@ -27,6 +30,7 @@ pub use published::Published;
 pub use status::{CertificateProblem, ControlStatus, NodeStatus, StreamStatus};
 
 use crate::identify::SvidStore;
+use bundle::Bundle;
 
 /// Waits between attempts; tests shorten them.
 #[derive(Clone, Debug)]
@@ -59,6 +63,7 @@ pub struct Control {
     pub status: Arc<ControlStatus>,
     /// What it counts.
     pub metrics: ControlMetrics,
+    bundle: Bundle,
 }
 
 impl Control {
@@ -67,7 +72,40 @@ impl Control {
         let published = Published::new(node.trust_domain.clone());
         let metrics = ControlMetrics::default();
         let lookup = Lookup::new(published.clone(), settings.lookup, metrics.clone());
-        Self { published, svids, lookup, status: Arc::default(), metrics }
+        Self { published, svids, lookup, status: Arc::default(), metrics, bundle: Bundle::default() }
+    }
+
+    /// Takes over the snapshot that an earlier agent of this node kept on disk, so that pods are classified before the
+    /// controller has said anything. To be called once, before [`Control::run`]. What is wrong with the file is counted
+    /// and told in the status, and nothing of it is taken.
+    pub fn restore(&self, node: &NodeSettings) {
+        match kept::read(node) {
+            Ok(Some(kept)) => self.adopt(kept),
+            Ok(None) => {}
+            Err(error) => {
+                self.metrics.kept_refused.inc();
+                tracing::error!(%error, "the snapshot on disk is not used");
+                self.status.kept_problem(error.to_string());
+            }
+        }
+    }
+
+    fn adopt(&self, kept: kept::Kept) {
+        if let Some(bundle) = kept.bundle
+            && let Err(problem) = self.bundle.adopt(bundle, &self.svids)
+        {
+            self.metrics.kept_refused.inc();
+            tracing::error!(%problem, "the trust bundle on disk is not used, nor the snapshot");
+            self.status.kept_problem(format!("its trust bundle: {problem}"));
+            return;
+        }
+        let snapshot = self.published.load().apply(kept.delta);
+        let version = snapshot.version;
+        tracing::info!(version, saved = %certs::rfc3339(kept.saved), "took over the snapshot on disk");
+        self.lookup.resume(kept.addresses);
+        self.status.restored(version, kept.saved);
+        self.metrics.snapshot_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.published.publish(snapshot);
     }
 
     /// Feeds the handles from `controller`, as the node that `identity` proves, for ever. Cancel by dropping.
@@ -82,6 +120,7 @@ impl Control {
             controller: Arc::clone(&controller),
             published: self.published.clone(),
             svids: Arc::clone(&self.svids),
+            bundle: self.bundle.clone(),
             lookup: self.lookup.clone(),
             status: Arc::clone(&self.status),
             metrics: self.metrics.clone(),
@@ -97,7 +136,10 @@ impl Control {
             backoff: settings.sign_backoff,
         };
         let (status, metrics) = (Arc::clone(&self.status), self.metrics.clone());
+        // Made before anything is published, so that what `restore` took over is not written again.
+        let keeper = kept::Keeper::new(self, &node);
         tokio::join!(
+            keeper.run(),
             discovery.run(),
             signer.run(),
             certs::keep_renewed(controller, node, identity, status, metrics),

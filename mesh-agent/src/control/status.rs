@@ -32,10 +32,22 @@ pub struct CertificateProblem {
     pub problem: String,
 }
 
+/// The snapshot on disk, as of now.
+#[derive(Clone, Debug, Default)]
+pub struct KeptStatus {
+    /// Version of the snapshot that was taken over at the start, and when it had been written.
+    pub restored: Option<(u64, SystemTime)>,
+    /// When this agent last wrote it.
+    pub saved: Option<SystemTime>,
+    /// Why it was not taken over, or could not be written.
+    pub problem: Option<String>,
+}
+
 /// Shared state of the control plane.
 #[derive(Debug, Default)]
 pub struct ControlStatus {
     stream: Mutex<StreamStatus>,
+    kept: Mutex<KeptStatus>,
     certificates: Mutex<Vec<CertificateProblem>>,
     node: Mutex<NodeStatus>,
     /// Wakes the discovery client: the controller is to hear of a new certificate.
@@ -69,9 +81,14 @@ impl ControlStatus {
         self.certificates.lock().clone()
     }
 
+    /// The snapshot on disk.
+    pub fn kept(&self) -> KeptStatus {
+        self.kept.lock().clone()
+    }
+
     /// Why the agent is not ready to carry traffic, or nothing when the control plane has given it all it needs.
     pub fn not_ready(&self) -> Option<String> {
-        if !self.stream.lock().applied {
+        if !self.stream.lock().applied && self.kept.lock().restored.is_none() {
             return Some("no snapshot has been received from the controller".to_owned());
         }
         let certificates = self.certificates.lock();
@@ -105,6 +122,20 @@ impl ControlStatus {
 
     pub(super) fn refused(&self, error: String) {
         self.stream.lock().refused = Some(error);
+    }
+
+    pub(super) fn restored(&self, version: u64, saved: SystemTime) {
+        self.kept.lock().restored = Some((version, saved));
+    }
+
+    pub(super) fn kept_problem(&self, problem: String) {
+        self.kept.lock().problem = Some(problem);
+    }
+
+    pub(super) fn saved(&self, at: SystemTime) {
+        let mut kept = self.kept.lock();
+        kept.saved = Some(at);
+        kept.problem = None;
     }
 
     pub(super) fn set_certificates(&self, problems: Vec<CertificateProblem>) {

@@ -54,6 +54,8 @@ pub(super) fn certificates(control: &Control) -> Value {
 /// A short report of the whole control plane.
 pub(super) fn status(control: &Control, node: &NodeSettings) -> Value {
     let (stream, identity) = (control.status.stream(), control.status.node());
+    let kept = control.status.kept();
+    let restored = kept.restored.is_some();
     let snapshot = control.published.load();
     let (mut workloads, mut local) = (0_u64, 0_u64);
     for workload in snapshot.workloads() {
@@ -79,6 +81,9 @@ pub(super) fn status(control: &Control, node: &NodeSettings) -> Value {
             "local_workloads": local,
             "services": snapshot.services().count(),
             "policies": snapshot.policies().count(),
+            "restored_from_disk": restored && !stream.applied,
+            "saved": kept.saved.map(rfc3339),
+            "problem": kept.problem,
         },
         "node_certificate": {
             "spiffe_id": identity.spiffe_id,

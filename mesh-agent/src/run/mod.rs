@@ -108,6 +108,8 @@ impl Parts {
     async fn start(&self, args: &AgentArgs, tasks: &mut JoinSet<()>) -> Result<Started> {
         let settings = args.node_settings();
         let controller = self.controller(args)?;
+        // First of all: pods are classified by it, also when the controller is away.
+        self.control.restore(&settings);
         let identity = NodeIdentity::obtain(&controller, &settings).await?;
         let (interceptor, interception, events) = self.intercept(args).await?;
         let (to_dataplane, pod_events) = mpsc::channel(EVENTS);

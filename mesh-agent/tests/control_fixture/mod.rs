@@ -108,6 +108,22 @@ impl Rig {
         }
     }
 
+    /// The same node after its agent ended: nothing in memory, the same state directory. The controller goes on.
+    pub(crate) fn restarted(mut self) -> Self {
+        let control = Control::new(&node(self.folder.path()), Arc::new(SvidStore::new()), &settings());
+        let tasks = std::mem::take(&mut self.tasks);
+        tasks.iter().skip(1).for_each(JoinHandle::abort);
+        let mut restarted = self.clone_handles();
+        restarted.control = control;
+        restarted.tasks = tasks.into_iter().take(1).collect();
+        restarted
+    }
+
+    /// The snapshot on the node's disk.
+    pub(crate) fn kept_file(&self) -> PathBuf {
+        self.node_with_token().state_dir.join("snapshot")
+    }
+
     /// How the agent reaches the controller, anew.
     pub(crate) fn controller(&self) -> Arc<Controller> {
         let url = format!("https://{}", self.address);

@@ -95,7 +95,7 @@ fn tighten(path: &Path, wanted: u32) -> Result<(), CaError> {
 }
 
 /// Reads a private file, `None` when it is not there.
-pub(super) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
     match fs::read_to_string(path) {
         Ok(text) => {
             tighten(path, PRIVATE_FILE)?;
@@ -107,7 +107,7 @@ pub(super) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
 }
 
 /// Writes a private file so that readers see the old content or the new, and never a part.
-pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), CaError> {
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), CaError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let fresh = path.with_file_name(format!(".{name}.{}", super::tokens::random_hex::<8>()?));
     let write = || -> io::Result<()> {

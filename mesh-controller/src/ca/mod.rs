@@ -9,6 +9,7 @@ mod tokens;
 mod trust;
 
 pub use files::StateDir;
+pub(crate) use files::{read_private, write_private};
 pub use issuing::{Authority, Profile, Signed, request_key};
 pub use tokens::{TokenError, TokenStore};
 pub use trust::{Roots, TrustFiles};

@@ -3,7 +3,7 @@
 //! Files are found by looking (size, inode, mtime, ctime) every 200 ms, which works the same on every file system, for
 //! renames over a file and for symlink swaps. A change is read only when two looks in a row saw the same, so that a file
 //! that is being written, and a rename that is half seen, are not taken for the truth. What cannot be decoded keeps its
-//! last good version and gets a status with file and line. Hidden files and folders are passed over.
+//! last good version and gets a status with file and line; [`DirSource::keeping`] lets that outlive the controller. Hidden files and folders are passed over.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::last_good::LastGood;
 use super::{Batch, Change, Format, Outcome, Source, parse};
 use crate::object::{Object, ObjectRef, Origin, Status};
 
@@ -32,6 +33,7 @@ pub struct DirSource {
     published: BTreeMap<ObjectRef, Good>,
     undecodable: BTreeSet<ObjectRef>,
     statuses: Vec<Status>,
+    last_good: Option<LastGood>,
     first: bool,
 }
 
@@ -55,10 +57,11 @@ struct File {
     statuses: Vec<Status>,
 }
 
+/// An object that was decoded, and where.
 #[derive(Clone, Debug, PartialEq)]
-struct Good {
-    object: Arc<Object>,
-    origin: Origin,
+pub(super) struct Good {
+    pub(super) object: Arc<Object>,
+    pub(super) origin: Origin,
 }
 
 /// One look at the folder.
@@ -77,12 +80,23 @@ impl DirSource {
             published: BTreeMap::new(),
             undecodable: BTreeSet::new(),
             statuses: Vec::new(),
+            last_good: None,
             first: true,
         }
     }
 
+    /// Keeps the last good version of every object in the file `path`, and begins with what is there.
+    #[must_use]
+    pub fn keeping(mut self, path: impl Into<PathBuf>) -> Self {
+        self.last_good = Some(LastGood::new(path.into()));
+        self
+    }
+
     /// Looks once; a batch if anything is to be said.
     pub fn poll(&mut self) -> Option<Batch> {
+        if self.first {
+            self.recall();
+        }
         let mut look = Look::default();
         list(&self.root, 0, &mut look);
         let mut news = self.first;
@@ -116,6 +130,14 @@ impl DirSource {
         news.then(|| self.publish(unreadable)).flatten()
     }
 
+    /// Takes an earlier controller's last good objects for those of their files, until the files have been read.
+    fn recall(&mut self) {
+        let Some(last_good) = &mut self.last_good else { return };
+        for (path, good) in last_good.load() {
+            self.files.insert(path, File { good, ..File::new() });
+        }
+    }
+
     /// What changed since the last batch. Of two objects with one name the first by path and line wins.
     fn publish(&mut self, mut statuses: Vec<Status>) -> Option<Batch> {
         let mut next: BTreeMap<ObjectRef, Good> = BTreeMap::new();
@@ -139,6 +161,10 @@ impl DirSource {
         let changes = self.changes(&next, &undecodable);
         self.undecodable = undecodable.into_keys().collect();
         self.published = next;
+        if let Some(last_good) = &mut self.last_good {
+            last_good.store(self.files.iter().map(|(path, file)| (path, &file.good)));
+            statuses.extend(last_good.status());
+        }
         statuses.sort();
         let told = std::mem::replace(&mut self.statuses, statuses) == self.statuses;
         let first = std::mem::take(&mut self.first);

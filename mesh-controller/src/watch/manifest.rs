@@ -8,7 +8,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mesh_api::crd::{AuthorizationPolicy, AuthorizationPolicySpec, GROUP, MeshConfig, MeshConfigSpec};
+use mesh_api::crd::{
+    AuthorizationPolicy, AuthorizationPolicySpec, FieldError, GROUP, MeshConfig, MeshConfigSpec, MeshSettings,
+};
+use mesh_core::model as core;
 use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -240,6 +243,7 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
             let unknown = unknown::fields(written, &strict);
             let mut policy = AuthorizationPolicy { metadata: strict.metadata, spec: strict.spec };
             policy.metadata.namespace = namespace;
+            valid(core::AuthorizationPolicy::try_from(&policy), text)?;
             Ok((Object::AuthorizationPolicy(Box::new(policy)), unknown))
         }
         Kind::MeshConfig => {
@@ -247,9 +251,19 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
             let unknown = unknown::fields(written, &strict);
             let mut config = MeshConfig { metadata: strict.metadata, spec: strict.spec };
             config.metadata.namespace = namespace;
+            valid(MeshSettings::try_from(&config), text)?;
             Ok((Object::MeshConfig(Box::new(config)), unknown))
         }
     }
+}
+
+/// What has the right form and cannot be honoured is as bad as what has not: its last good version stays.
+fn valid<T>(converted: Result<T, FieldError>, text: &Text<'_>) -> Result<(), (usize, String)> {
+    converted.map(drop).map_err(|error| {
+        let from = if let Text::Item(_, line) = text { *line } else { 1 };
+        let field = error.path.rsplit('.').next().and_then(|last| last.split('[').next()).unwrap_or_default();
+        (text.line_of(field, from), error.to_string())
+    })
 }
 
 fn set_namespace(object: &mut impl k8s_openapi::Metadata<Ty = ObjectMeta>, namespace: Option<String>) {

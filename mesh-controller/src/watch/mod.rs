@@ -1,6 +1,7 @@
 //! Where objects come from. A [`Source`] delivers batches of changes; what one batch holds became true at once.
 
 mod dir;
+mod last_good;
 mod manifest;
 mod unknown;
 

@@ -1,11 +1,13 @@
 //! What manifests mean: enrolment, owners, modes, policies, services, and what is said of those that cannot be honoured.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{changes, compiled, index_of, namespace, pod, status, trust_domain};
 use mesh_api::crd::MeshSettings;
 use mesh_controller::compile::{Compiled, Reach, Target, compile, merge};
+use mesh_controller::object::Object;
 use mesh_controller::object::{Kind, Name, ObjectRef, Origin};
 use mesh_controller::watch::{Batch, Change};
 use mesh_core::model::{
@@ -152,8 +154,12 @@ fn an_invalid_edit_keeps_the_last_good_policy() {
     let mut index = index_of(
         &[namespace("shop", true), pod("x", "n", "10.0.0.1"), policy("shop", "p", "{action: DENY}")].concat(),
     );
-    let bad = policy("shop", "p", "{rules: [{to: [{operation: {}}]}]}");
-    index.update(Batch { changes: changes(&bad), statuses: vec![] });
+    // As a source delivers it that does not look into specs.
+    let mut changes = changes(&policy("shop", "p", "{action: ALLOW}"));
+    let Change::Apply(_, object, _) = &mut changes[0] else { panic!("{changes:?}") };
+    let Object::AuthorizationPolicy(bad) = Arc::make_mut(object) else { panic!("{object:?}") };
+    bad.spec.rules = serde_json::from_str(r#"[{"to": [{"operation": {}}]}]"#).unwrap();
+    index.update(Batch { changes, statuses: vec![] });
     let compiled = compile(&index, &trust_domain(), 2, None);
     assert_eq!(compiled.policies.len(), 1);
     let status = status(&compiled.statuses, "Invalid");

@@ -175,3 +175,92 @@ fn wrong_types_unknown_fields_and_duplicates_are_told_with_their_lines() {
     assert!(told[2].starts_with("wrong.yaml:11 Malformed Pod shop/x: "), "{told:#?}");
     assert_eq!(told.len(), 3);
 }
+
+fn policy(action: &str) -> String {
+    format!(
+        "---\napiVersion: ferromesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n  namespace: shop\nspec:\n  action: {action}\n"
+    )
+}
+
+/// A controller's first batch over `files` whose last good objects are in `state`.
+fn started(folder: &Path, state: &Path, files: &[(&str, &str)]) -> Batch {
+    for (name, text) in files {
+        fs::write(folder.join(name), text).unwrap();
+    }
+    DirSource::new(folder).keeping(state).poll().expect("a first batch")
+}
+
+#[test]
+fn a_restart_over_a_malformed_file_keeps_its_last_good_state_and_names_the_line() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = state.path().join("last-good.json");
+    let whole = [namespace("a", true), policy("DENY")].concat();
+    let good = started(dir.path(), &file, &[("all.yaml", &whole), ("b.yaml", &namespace("b", true))]);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // One document is bad: only it stays as it was.
+    let bad = [namespace("a", true), policy("[DENY")].concat();
+    let after = started(dir.path(), &file, &[("all.yaml", &[namespace("a", true), policy("Deny")].concat())]);
+    assert_eq!(names(&after), names(&good));
+    let policies = |batch: &Batch| {
+        let found = batch.changes.iter().find_map(|change| match change {
+            Change::Apply(key, object, origin) if key.to_string().contains("shop/p") => {
+                Some((object, origin))
+            }
+            _ => None,
+        });
+        format!("{:?}", found.expect("the policy"))
+    };
+    assert_eq!(policies(&after), policies(&good));
+    assert!(
+        told(&after).iter().any(|s| s.starts_with("all.yaml:14 ") && s.contains("is kept")),
+        "{:?}",
+        told(&after)
+    );
+
+    // The file cannot be told apart at all: it stays whole, also after a second restart.
+    for _ in 0..2 {
+        let after = started(dir.path(), &file, &[("all.yaml", &bad)]);
+        assert_eq!(names(&after), names(&good));
+        assert!(
+            told(&after).iter().any(|s| s.contains("the file's last good state is kept")),
+            "{:?}",
+            told(&after)
+        );
+    }
+
+    // What was taken away meanwhile is gone, and what is good again counts as it is written.
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    let after = started(dir.path(), &file, &[("all.yaml", &namespace("a", false))]);
+    assert_eq!(names(&after), ["+Namespace a"]);
+    assert_eq!(told(&after), Vec::<String>::new());
+}
+
+#[test]
+fn a_policy_that_has_the_form_but_cannot_be_honoured_keeps_its_last_good_version_over_a_restart() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = state.path().join("last-good.json");
+    let good = started(dir.path(), &file, &[("p.yaml", &policy("DENY"))]);
+    let empty = policy("DENY") + "  rules:\n  - from:\n    - source:\n        principals: []\n";
+    let after = started(dir.path(), &file, &[("p.yaml", &empty)]);
+    assert_eq!(names(&after), names(&good));
+    let told = told(&after);
+    assert!(told[0].starts_with("p.yaml:12 Malformed AuthorizationPolicy shop/p: spec.rules[0]"), "{told:?}");
+    assert!(told[0].ends_with("its last good version is kept"), "{told:?}");
+}
+
+#[test]
+fn damaged_last_good_objects_are_not_used_and_told() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = state.path().join("last-good.json");
+    started(dir.path(), &file, &[("p.yaml", &policy("DENY"))]);
+    let text = fs::read_to_string(&file).unwrap();
+    for damaged in
+        [&text[..text.len() / 2], "", "{}", &text.replace("DENY", "DANY"), &text.replace(":1,", ":9,")]
+    {
+        fs::write(&file, damaged).unwrap();
+        let after = started(dir.path(), &file, &[("p.yaml", &policy("[DENY"))]);
+        assert_eq!(names(&after), Vec::<String>::new(), "{damaged}");
+    }
+}

@@ -1,10 +1,10 @@
 //! The node's own identity: a join token is exchanged for a node certificate once; the certificate is kept in the state
 //! directory (0600), used again after a restart, and renewed at half of its life.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +21,7 @@ use super::issued::{CertificateError, Issued, accept, new_key, request, rfc3339}
 use super::renewal;
 use crate::control::dial::explain_status;
 use crate::control::status::NodeStatus;
-use crate::control::{Backoff, ControlMetrics, ControlStatus, Controller};
+use crate::control::{Backoff, ControlMetrics, ControlStatus, Controller, files};
 
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 const FILE: &str = "node.pem";
@@ -259,7 +259,7 @@ fn keep(
     let now = SystemTime::now();
     let pem = to_pem(key, &signed.chain_der);
     let issued = accept(key.serialize_der(), signed.chain_der, &settings.spiffe_id(), now)?;
-    save(&settings.file(), pem.as_bytes()).map_err(|e| settings.state_error(e))?;
+    files::replace(&settings.file(), pem.as_bytes()).map_err(|e| settings.state_error(e))?;
     Ok(NodeIdentity { issued, obtained: now })
 }
 
@@ -301,22 +301,4 @@ fn to_pem(key: &KeyPair, chain: &[Vec<u8>]) -> String {
         text.push_str(&pem::encode(&pem::Pem::new("CERTIFICATE", der.as_slice())));
     }
     text
-}
-
-/// Writes beside the file and renames, so that a crash leaves the old one or the new one.
-fn save(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    match fs::remove_file(&beside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
