@@ -89,7 +89,7 @@ fn deny_beats_allow() {
     let to = vec![Operation { ports: vec![5432], not_ports: vec![] }];
     let deny = policy("d", Action::Deny, vec![Rule { from: vec![], to }]);
     for order in [vec![allow.clone(), deny.clone()], vec![deny, allow]] {
-        assert_eq!(ask(order.clone(), &api(), 5432), Verdict::Deny(DenyReason::Denied(policy_name("d"))));
+        assert_eq!(ask(order.clone(), &api(), 5432), Verdict::Deny(DenyReason::Denied(policy_name("d"), 0)));
         assert!(ask(order, &api(), 80).is_allow());
     }
 }
@@ -117,17 +117,48 @@ fn a_policy_that_has_not_arrived_denies() {
 
 #[test]
 fn explain_tells_every_policy_that_was_looked_at() {
-    let deny = policy(
-        "d",
-        Action::Deny,
-        vec![from(Source { principals: vec![principal("web")], ..Source::default() })],
+    let web = || from(Source { principals: vec![principal("web")], ..Source::default() });
+    let other_port = || Rule { from: vec![], to: vec![Operation { ports: vec![81], not_ports: vec![] }] };
+    let deny = policy("d", Action::Deny, vec![web(), other_port()]);
+    let allow = policy("a", Action::Allow, vec![other_port(), Rule::default()]);
+    let none = policy("n", Action::Audit, vec![]);
+    let db = workload("db", "10.0.0.9", &["d", "a", "n"]);
+    let upserts = [deny, allow, none].map(Upsert::Policy).into_iter().chain([Upsert::Workload(db.clone())]);
+    let snapshot = snapshot(upserts.collect());
+    let told = |peer: &Peer| {
+        let mut steps = Vec::new();
+        let request = Request { peer, client: ip("10.0.0.1"), workload: &db, port: 80 };
+        decide_traced(&snapshot, &request, &mut |subject, outcome| {
+            steps.push(format!("{subject}: {outcome}"));
+        });
+        steps
+    };
+    assert_eq!(
+        told(&api()),
+        [
+            "mTLS mode of port 80: Permissive",
+            "Deny policy shop/d: did not match: rules[0].from[0]: principals; rules[1].to[0]: ports",
+            "Allow policy shop/a: matched by rules[1]",
+            "Audit policy shop/n: did not match: it has no rules",
+        ]
     );
-    let db = workload("db", "10.0.0.9", &["d"]);
-    let snapshot = snapshot(vec![Upsert::Policy(deny), Upsert::Workload(db.clone())]);
+    assert_eq!(
+        told(&PLAIN)[1..],
+        ["Deny policy shop/d: matched by rules[0] (plaintext meets every identity condition of a DENY)"]
+    );
+}
+
+#[test]
+fn an_allow_that_asks_for_an_identity_says_so_to_plaintext() {
+    let source = Source { not_principals: vec![principal("web")], ..Source::default() };
+    let allow = policy("a", Action::Allow, vec![from(source)]);
+    let db = workload("db", "10.0.0.9", &["a"]);
+    let snapshot = snapshot(vec![Upsert::Policy(allow), Upsert::Workload(db.clone())]);
+    let request = Request { peer: &PLAIN, client: ip("10.0.0.1"), workload: &db, port: 80 };
     let mut steps = Vec::new();
-    let request = Request { peer: &api(), client: ip("10.0.0.1"), workload: &db, port: 80 };
-    decide_traced(&snapshot, &request, &mut |subject, outcome| steps.push(format!("{subject}: {outcome}")));
-    assert_eq!(steps, ["mTLS mode of port 80: Permissive", "Deny policy shop/d: did not match"]);
+    let verdict = decide_traced(&snapshot, &request, &mut |_, outcome| steps.push(outcome.to_string()));
+    assert_eq!(verdict, Verdict::Deny(DenyReason::NoAllowMatched));
+    assert_eq!(steps[1], "did not match: rules[0].from[0]: an identity is asked for, and plaintext has none");
 }
 
 fn pattern() -> impl Strategy<Value = StringMatch> {
@@ -171,7 +202,7 @@ proptest! {
     #[test]
     fn a_deny_on_identity_is_not_evaded_by_plaintext(source in identity_source()) {
         let deny = policy("d", Action::Deny, vec![from(source)]);
-        prop_assert_eq!(ask(vec![deny], &PLAIN, 80), Verdict::Deny(DenyReason::Denied(policy_name("d"))));
+        prop_assert_eq!(ask(vec![deny], &PLAIN, 80), Verdict::Deny(DenyReason::Denied(policy_name("d"), 0)));
     }
 
     #[test]

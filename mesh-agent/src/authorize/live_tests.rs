@@ -52,7 +52,7 @@ async fn a_change_of_policy_ends_the_connections_that_it_denies_and_no_other() {
     let (_b, mut open) = live.register(&permit(&published, meshed(), 5433), &db, &published).unwrap();
     let snapshot = close_port(&published, 5432);
     assert_eq!(live.check_all(&snapshot).await, 1);
-    let reason = DenyReason::Denied(fixture::policy_name());
+    let reason = DenyReason::Denied(fixture::policy_name(), 0);
     assert_eq!(denied.wait().await, CutReason::Denied(reason));
     assert!(is_open(&mut open).await);
     assert_eq!(live.len(), 1);
@@ -64,7 +64,7 @@ async fn a_connection_that_was_decided_by_an_older_snapshot_is_decided_again_whe
     let old = permit(&published, meshed(), 5432);
     close_port(&published, 5432);
     let denial = live.register(&old, &fixture::uid("db"), &published).unwrap_err();
-    assert_eq!(denial, Denial(DenyReason::Denied(fixture::policy_name())));
+    assert_eq!(denial, Denial(DenyReason::Denied(fixture::policy_name(), 0)));
     assert!(live.is_empty());
 }
 
@@ -156,5 +156,5 @@ fn the_source_leaves_a_policy_that_it_does_not_hold_to_the_destination() {
     assert_eq!(at_destination, Denial(DenyReason::PolicyMissing(fixture::policy_name())));
     let snapshot = fixture::publish(&published, vec![Upsert::Policy(fixture::deny(5432))]);
     let early = endpoint(&from, &snapshot, Some(workload), 5432).unwrap_err();
-    assert_eq!(early, Denial(DenyReason::Denied(fixture::policy_name())));
+    assert_eq!(early, Denial(DenyReason::Denied(fixture::policy_name(), 0)));
 }

@@ -79,8 +79,8 @@ impl Verdict {
 pub enum DenyReason {
     /// The workload takes mutual TLS only and the peer spoke plaintext.
     StrictMtls,
-    /// A DENY policy matched.
-    Denied(PolicyName),
+    /// A rule (by its index) of a DENY policy matched.
+    Denied(PolicyName, usize),
     /// ALLOW policies select the workload and none matched.
     NoAllowMatched,
     /// The workload names a policy that this agent does not hold.
@@ -92,7 +92,7 @@ impl DenyReason {
     pub fn code(&self) -> &'static str {
         match self {
             Self::StrictMtls => "strict_mtls",
-            Self::Denied(_) => "denied_by_policy",
+            Self::Denied(..) => "denied_by_policy",
             Self::NoAllowMatched => "no_allow_policy_matched",
             Self::PolicyMissing(_) => "policy_missing",
         }
@@ -103,7 +103,9 @@ impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::StrictMtls => f.write_str("the workload takes mutual TLS only and the peer sent plaintext"),
-            Self::Denied(policy) => write!(f, "denied by AuthorizationPolicy {policy}"),
+            Self::Denied(policy, rule) => {
+                write!(f, "denied by AuthorizationPolicy {policy}, rules[{rule}]")
+            }
             Self::NoAllowMatched => {
                 f.write_str("no ALLOW policy matched, and at least one selects the workload")
             }
@@ -151,15 +153,17 @@ pub fn decide_traced(
         let hit = matching::policy(policy, request);
         trace(
             format_args!("{:?} policy {}", policy.action, policy.name),
-            format_args!("{}", if hit { "matched" } else { "did not match" }),
+            format_args!("{}", matching::Why { policy, request, hit }),
         );
-        match policy.action {
-            Action::Deny if hit => return Verdict::Deny(DenyReason::Denied(policy.name.clone())),
-            Action::Audit if hit => audit.push(policy.name.clone()),
-            Action::Deny | Action::Audit => {}
-            Action::Allow => {
+        match (policy.action, hit) {
+            (Action::Deny, Some(rule)) => {
+                return Verdict::Deny(DenyReason::Denied(policy.name.clone(), rule));
+            }
+            (Action::Audit, Some(_)) => audit.push(policy.name.clone()),
+            (Action::Deny | Action::Audit, None) => {}
+            (Action::Allow, hit) => {
                 allow_exists = true;
-                if hit && allowed_by.is_none() {
+                if hit.is_some() && allowed_by.is_none() {
                     allowed_by = Some(policy.name.clone());
                 }
             }
