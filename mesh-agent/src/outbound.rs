@@ -177,6 +177,10 @@ async fn tunnel(
         Ok(entered) => entered,
         Err(outcome) => {
             tunnel.release();
+            if plan.pod.is_gone() {
+                // Its tunnels were closed while this one was dialled.
+                worker.dialer.close_pod(&plan.pod.net.uid);
+            }
             return Attempt::Hopeless(near, outcome);
         }
     };

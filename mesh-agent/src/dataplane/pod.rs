@@ -38,7 +38,7 @@ impl PodState {
         self.gone.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
     }
 

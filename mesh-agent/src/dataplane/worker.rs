@@ -62,7 +62,7 @@ pub(super) enum Order {
     StopAccepting(WorkloadUid),
     /// Carry a connection that another worker accepted; it is counted already.
     Carry(Handed<std::net::TcpStream>, Busy),
-    /// End the connections of a pod that is gone.
+    /// End the connections and close the idle tunnels of a pod that is gone.
     CutPod(WorkloadUid),
     /// Close all listeners and idle tunnels.
     Drain,
@@ -209,7 +209,10 @@ impl Worker {
                 Order::Accept(pod, listeners) => self.accept(&pod, listeners),
                 Order::StopAccepting(uid) => self.stop_accepting(&uid),
                 Order::Carry(handed, busy) => self.take(handed, busy),
-                Order::CutPod(uid) => self.live.cut_pod(&uid),
+                Order::CutPod(uid) => {
+                    self.live.cut_pod(&uid);
+                    self.dialer.close_pod(&uid);
+                }
                 Order::Drain => {
                     let all: Vec<WorkloadUid> = self.accepting.borrow().keys().cloned().collect();
                     all.iter().for_each(|uid| self.stop_accepting(uid));

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -55,19 +55,45 @@ pub fn peer_certificate(
     Ok(PeerCertificate { identity, not_after })
 }
 
+/// The part of both verifiers that proves possession of the key: signatures of TLS 1.3, by the provider's algorithms.
+macro_rules! tls13_signatures_only {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Verifies servers: the dialler's side.
 #[derive(Debug)]
 pub struct ServerVerifier {
     roots: Arc<RootCertStore>,
     trust_domain: TrustDomain,
     expected: SpiffeId,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerVerifier {
     /// Accepts only a server that proves to be `expected`.
     pub fn new(roots: Arc<RootCertStore>, trust_domain: TrustDomain, expected: SpiffeId) -> Self {
-        Self { roots, trust_domain, expected, algorithms: provider().signature_verification_algorithms }
+        Self { roots, trust_domain, expected }
     }
 }
 
@@ -86,7 +112,7 @@ impl ServerCertVerifier for ServerVerifier {
             &self.roots,
             intermediates,
             now,
-            self.algorithms.all,
+            provider().signature_verification_algorithms.all,
         )?;
         let peer = peer_certificate(end_entity, &self.trust_domain).map_err(HandshakeFailure::into_rustls)?;
         if peer.identity != self.expected {
@@ -96,27 +122,7 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(tls12_is_not_spoken())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures_only!();
 }
 
 /// Verifies clients: the accepting side.
@@ -167,29 +173,5 @@ impl ClientCertVerifier for ClientVerifier {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(tls12_is_not_spoken())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.path.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.path.supported_verify_schemes()
-    }
-}
-
-fn tls12_is_not_spoken() -> rustls::Error {
-    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
+    tls13_signatures_only!();
 }

@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_common::PORT_MTLS;
+use mesh_core::model::WorkloadUid;
 use rustls::Connection;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -93,6 +93,9 @@ impl Default for DialerSettings {
     }
 }
 
+/// How long a warm tunnel may stay silent about a connection before the far agent is doubted.
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
+
 /// How often idle tunnels are looked at.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -145,6 +148,21 @@ impl<C: Connect> Dialer<C> {
         self.shards.trim(Duration::ZERO, u64::MAX);
     }
 
+    /// Closes the idle tunnels of a source pod that is gone.
+    pub fn close_pod(&self, pod: &WorkloadUid) {
+        self.leases.borrow_mut().close_where(|key| key.source_pod == *pod);
+        self.shards.close_where(|key| key.source_pod == *pod);
+    }
+
+    /// For a warm tunnel that stays silent: resolves, with the reason, when the far agent cannot be dialled any more.
+    /// So a node that is gone is noticed as soon as a new connection would notice.
+    pub(super) async fn unreachable(&self, target: &Target) -> String {
+        match self.tcp(target).await {
+            Err(error) => error.to_string(),
+            Ok(_reached) => std::future::pending().await,
+        }
+    }
+
     /// Without a warm lease. A peer that chose HBONE before is asked for a stream on a shared connection; only one
     /// caller at a time dials another one, so that a burst does not become as many handshakes.
     async fn connect_slow(&self, target: &Target, key: PoolKey) -> Result<Dialled, OpenError> {
@@ -164,16 +182,12 @@ impl<C: Connect> Dialer<C> {
 
     /// A new connection to the far agent, with its handshake.
     pub(super) async fn dial(&self, target: &Target, key: PoolKey) -> Result<Dialled, OpenError> {
-        let address = SocketAddr::new(target.open.destination.ip(), PORT_MTLS);
+        let address = target.agent();
         let failed = |reason| open_error(address, reason);
         if target.svid.not_after <= SystemTime::now() {
             return Err(failed(HandshakeFailure::OwnExpired));
         }
-        let dial = self.connect.connect(&target.source_pod, address);
-        let tcp = match tokio::time::timeout(self.settings.dial_timeout, dial).await {
-            Ok(outcome) => outcome.map_err(|source| OpenError::Dial { address, source })?,
-            Err(_) => return Err(OpenError::Timeout { address }),
-        };
+        let tcp = self.tcp(target).await?;
         if let Err(error) = near::tune_tunnel(&tcp) {
             tracing::debug!(%error, "a socket option of a tunnel was refused");
         }
@@ -191,6 +205,15 @@ impl<C: Connect> Dialer<C> {
                 let shard = self.shards.add(key, io, not_after).await;
                 shard.map(Dialled::Hbone).map_err(|e| failed(HandshakeFailure::Protocol(e.to_string())))
             }
+        }
+    }
+
+    async fn tcp(&self, target: &Target) -> Result<TcpStream, OpenError> {
+        let address = target.agent();
+        let dial = self.connect.connect(&target.source_pod, address);
+        match tokio::time::timeout(self.settings.dial_timeout, dial).await {
+            Ok(outcome) => outcome.map_err(|source| OpenError::Dial { address, source }),
+            Err(_) => Err(OpenError::Timeout { address }),
         }
     }
 

@@ -11,7 +11,7 @@ use super::Target;
 /// The key of pooled tunnels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PoolKey {
-    source_pod: WorkloadUid,
+    pub(super) source_pod: WorkloadUid,
     source: SpiffeId,
     workload: WorkloadUid,
     address: IpAddr,

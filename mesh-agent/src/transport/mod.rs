@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mesh_common::PORT_MTLS;
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::Workload;
 use tokio::net::TcpStream;
@@ -66,6 +67,13 @@ pub struct Target {
     pub workload: Arc<Workload>,
     /// The application there, and our client.
     pub open: Open,
+}
+
+impl Target {
+    /// The far agent's mutual TLS port, in the network namespace of the destination.
+    pub(crate) fn agent(&self) -> SocketAddr {
+        SocketAddr::new(self.open.destination.ip(), PORT_MTLS)
+    }
 }
 
 /// Why the far agent refused an OPEN or CONNECT.

@@ -56,6 +56,14 @@ pub(super) fn shutdown_write(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).shutdown(Shutdown::Write)
 }
 
+/// Sends FIN and notes what came of it: the direction is finished, or its socket was found reset.
+pub(super) fn finish(stream: &TcpStream, shut: &mut bool, broken: &mut bool) {
+    match shutdown_write(stream) {
+        Ok(()) => *shut = true,
+        Err(_) => *broken = true,
+    }
+}
+
 /// Receives into `buf`; `Ok(0)` is the peer's FIN. A short read clears the readiness, because there is nothing more.
 pub(super) fn poll_recv(stream: &TcpStream, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use super::buf::Buf;
 use super::near;
+use crate::sys;
 
 /// Encrypted bytes that may wait in [`TlsIo`] before `poll_write` asks its caller to wait.
 const WRITE_BACKLOG: u64 = 128 * 1024;
@@ -42,7 +43,7 @@ impl TlsState {
         self.conn.wants_write()
     }
 
-    /// How many encrypted bytes the kernel has taken since the handshake.
+    /// How many bytes the kernel has taken since the connection began, the handshake's included.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
@@ -144,7 +145,9 @@ impl TlsIo {
     pub(super) fn new(tcp: TcpStream, mut conn: Connection) -> Self {
         // The relays flush before they put more, which bounds what waits.
         conn.set_buffer_limit(None);
-        Self { tcp, tls: TlsState { conn, raw: None, sent: 0 }, backlog: 0 }
+        // Unknown counts as none: then nothing that is sent later counts as unread.
+        let sent = sys::bytes_written(&tcp).unwrap_or_default();
+        Self { tcp, tls: TlsState { conn, raw: None, sent }, backlog: 0 }
     }
 }
 

@@ -68,14 +68,13 @@ impl<C: Connect> Tunnel<C> {
         }
         let Self { dialer, target, mut dialled } = self;
         let (mut near, mut replay) = (near, replay);
-        let namespace = target.svid.identity.namespace();
         loop {
             let attempt = match dialled {
                 Dialled::Lease(lease) => {
-                    lease::carry(&dialer, &target.open, lease, near, replay, &mut cut).await
+                    lease::carry(&dialer, &target, lease, near, replay, &mut cut).await
                 }
                 Dialled::Hbone(shard) => {
-                    hbone::carry(&target.open, namespace, shard, near, replay, &mut cut).await
+                    hbone::carry(&dialer, &target, shard, near, replay, &mut cut).await
                 }
             };
             let (text, key) = match attempt {

@@ -139,6 +139,24 @@ fn a_change_of_the_trust_bundle_retires_idle_tunnels() {
 }
 
 #[test]
+fn the_idle_tunnels_of_a_pod_that_is_gone_are_closed_at_once_and_those_of_others_stay() {
+    run(async {
+        for preference in BOTH {
+            let world = World::new(preference).await;
+            clean(&world).await;
+            let other = world.target_as(&world.client_svid, "pod-web-2");
+            world.dialer.connect(&other).await.unwrap().release();
+            settle().await;
+            world.dialer.close_pod(&world.target().source_pod.uid);
+            until(|| world.served.borrow().len() == 1).await;
+            assert!(world.served.borrow()[0].is_ok());
+            assert!(world.dialer.connect(&other).await.unwrap().is_warm());
+            assert!(!world.dialer.connect(&world.target()).await.unwrap().is_warm());
+        }
+    });
+}
+
+#[test]
 fn an_open_under_a_root_that_went_is_not_admitted() {
     run(async {
         for preference in BOTH {

@@ -10,8 +10,9 @@ use super::connect::{parse_refusal, request};
 use super::pool::Shard;
 use super::stream;
 use crate::authorize::{Cut, CutReason};
+use crate::transport::dialer::{Connect, Dialer, SILENCE};
 use crate::transport::tunnel::Attempt;
-use crate::transport::{End, Open, Refusal, Relayed, near as socket};
+use crate::transport::{End, Open, Refusal, Relayed, Target, near as socket};
 
 /// What came of the CONNECT.
 enum Answer {
@@ -25,9 +26,9 @@ enum Answer {
 }
 
 /// Carries one connection over a stream of `shard`.
-pub(in crate::transport) async fn carry(
-    open: &Open,
-    source_namespace: &str,
+pub(in crate::transport) async fn carry<C: Connect>(
+    dialer: &Dialer<C>,
+    target: &Target,
     shard: Shard,
     near: TcpStream,
     replay: Bytes,
@@ -35,9 +36,13 @@ pub(in crate::transport) async fn carry(
 ) -> Attempt {
     let answer = tokio::select! {
         biased;
-        answer = ask(open, source_namespace, &shard) => answer,
+        answer = ask(&target.open, target.svid.identity.namespace(), &shard) => answer,
         reason = cut.wait() => Answer::Cut(reason),
         _ = near.ready(Interest::ERROR) => Answer::NearReset,
+        text = unreachable(dialer, target) => {
+            shard.retire();
+            Answer::Lost(text)
+        }
     };
     let end = match answer {
         Answer::Connected(send, recv) => {
@@ -59,6 +64,12 @@ pub(in crate::transport) async fn carry(
     };
     socket::reset(near);
     Attempt::Over(Relayed { from_near: replay.len() as u64, to_near: 0, end })
+}
+
+/// Resolves when the far agent stayed silent and cannot be dialled any more.
+async fn unreachable<C: Connect>(dialer: &Dialer<C>, target: &Target) -> String {
+    tokio::time::sleep(SILENCE).await;
+    dialer.unreachable(target).await
 }
 
 async fn ask(open: &Open, source_namespace: &str, shard: &Shard) -> Answer {

@@ -144,6 +144,11 @@ impl ShardPool {
         Ok(shard)
     }
 
+    /// Lets go of the connections under the keys that `gone` names; one with streams closes behind the last of them.
+    pub(in crate::transport) fn close_where(&self, gone: impl Fn(&PoolKey) -> bool) {
+        self.shards.borrow_mut().retain(|key, _| !gone(key));
+    }
+
     /// Lets go of connections that are dead, expired, idle for `idle_limit`, or of another trust bundle. One with
     /// streams closes behind the last of them.
     pub(in crate::transport) fn trim(&self, idle_limit: Duration, trust_generation: u64) {

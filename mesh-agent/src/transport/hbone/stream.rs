@@ -212,10 +212,7 @@ impl Stream<'_> {
         }
         if self.fin_received && self.down.is_empty() && !self.near_shut && !self.near_broken {
             moved = true;
-            match near::shutdown_write(self.near) {
-                Ok(()) => self.near_shut = true,
-                Err(_) => self.near_broken = true,
-            }
+            near::finish(self.near, &mut self.near_shut, &mut self.near_broken);
         }
         Ok(moved)
     }

@@ -10,7 +10,7 @@ use crate::authorize::Cut;
 use crate::transport::dialer::{Connect, Dialer};
 use crate::transport::key::PoolKey;
 use crate::transport::tunnel::Attempt;
-use crate::transport::{End, Open, Relayed, near as socket};
+use crate::transport::{End, Relayed, Target, near as socket};
 
 /// A leased connection on its way to be used.
 #[derive(Debug)]
@@ -24,14 +24,15 @@ pub(in crate::transport) struct Lease {
 /// Carries one connection over `lease`.
 pub(in crate::transport) async fn carry<C: Connect>(
     dialer: &Dialer<C>,
-    open: &Open,
+    target: &Target,
     lease: Lease,
     near: TcpStream,
     replay: Bytes,
     cut: &mut Cut,
 ) -> Attempt {
     let Lease { mut link, key, warm } = lease;
-    let ran = run(&mut link, &near, Begin::Open(*open, replay), cut).await;
+    let begin = Begin::Open(target.open, replay);
+    let ran = run(&mut link, &near, begin, cut, dialer.unreachable(target)).await;
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {
         Finish::Clean => {

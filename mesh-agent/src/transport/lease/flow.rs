@@ -13,6 +13,7 @@ use crate::transport::Open;
 use crate::transport::buf::{BUF_BYTES, Buf};
 use crate::transport::near;
 use crate::transport::tls_io::TlsState;
+use crate::sys;
 
 /// What is kept of the near side's bytes until OPENED, so that they can be sent again elsewhere.
 pub(super) const REPLAY_BYTES: usize = 64 * 1024;
@@ -264,10 +265,7 @@ impl<'a> Flow<'a> {
         }
         if self.fin_received && self.out.is_none() && !self.near_shut && !self.near_broken {
             moved = true;
-            match near::shutdown_write(self.near) {
-                Ok(()) => self.near_shut = true,
-                Err(_) => self.near_broken = true,
-            }
+            near::finish(self.near, &mut self.near_shut, &mut self.near_broken);
         }
         Ok(moved)
     }
@@ -347,9 +345,15 @@ impl<'a> Flow<'a> {
         end.map_or(Ok(()), Err)
     }
 
-    /// The tunnel is gone; when none of OPEN ever left, the far side cannot have read it.
+    /// Whether the far side has not answered OPEN, and its kernel has acknowledged nothing of it.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.opening && !sys::acknowledged_beyond(self.tcp, self.sent_before).unwrap_or(true)
+    }
+
+    /// The tunnel is gone; when none of OPEN left, or none of it had arrived, the far side cannot have read it.
     fn gone(&self, text: String) -> Finish {
-        if self.opening && self.tls.sent() == self.sent_before {
+        let unread = || sys::ended_unread(self.tcp, self.sent_before).unwrap_or(false);
+        if self.opening && (self.tls.sent() == self.sent_before || unread()) {
             Finish::Unread(text)
         } else {
             Finish::Lost(text)

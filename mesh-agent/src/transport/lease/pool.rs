@@ -77,6 +77,14 @@ impl LeasePool {
         self.idle.retain(|_, stack| !stack.is_empty());
     }
 
+    /// Closes what is idle under the keys that `gone` names.
+    pub(in crate::transport) fn close_where(&mut self, gone: impl Fn(&PoolKey) -> bool) {
+        for (_, stack) in self.idle.extract_if(|key, _| gone(key)) {
+            self.held -= stack.len();
+            stack.into_iter().for_each(|link| link.close());
+        }
+    }
+
     /// How many connections are idle.
     pub(in crate::transport) fn len(&self) -> usize {
         self.held

@@ -4,7 +4,7 @@
 //! Bytes that wait are bounded: one read's worth towards the tunnel, one buffer towards the near socket, and the replay
 //! window until the far side said OPENED.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use super::flow::{Flow, Role};
 use super::link::Link;
 use crate::authorize::{Cut, CutReason};
+use crate::transport::dialer::SILENCE;
 use crate::transport::{Open, Refusal};
 
 /// Which end of the tunnel this is, and what the connection begins with.
@@ -57,8 +58,15 @@ pub(super) struct Ran {
     pub(super) to_near: u64,
 }
 
-/// Carries one connection.
-pub(super) async fn run(link: &mut Link, near: &TcpStream, begin: Begin, cut: &mut Cut) -> Ran {
+/// Carries one connection. `doubt` is asked when the far side's kernel stays silent about OPEN; it resolves when the
+/// node cannot be reached any more, with the reason.
+pub(super) async fn run(
+    link: &mut Link,
+    near: &TcpStream,
+    begin: Begin,
+    cut: &mut Cut,
+    doubt: impl Future<Output = String>,
+) -> Ran {
     let not_after = link.not_after;
     let Link { tcp, tls, decoder, draining, .. } = link;
     let (role, replay) = match begin {
@@ -71,6 +79,8 @@ pub(super) async fn run(link: &mut Link, near: &TcpStream, begin: Begin, cut: &m
         let mut expiry = pin!(expiry(not_after));
         let mut near_alarm = pin!(near.ready(Interest::ERROR));
         let mut tunnel_alarm = pin!(tcp.ready(Interest::ERROR));
+        let mut silence = pin!(tokio::time::sleep(SILENCE));
+        let (mut doubt, mut doubted) = (pin!(doubt), None);
         poll_fn(|cx| {
             if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
                 return Poll::Ready(Finish::Cut(reason));
@@ -81,6 +91,18 @@ pub(super) async fn run(link: &mut Link, near: &TcpStream, begin: Begin, cut: &m
             // A finished future is not polled again.
             flow.near_failed = flow.near_failed || near_alarm.as_mut().poll(cx).is_ready();
             flow.tunnel_failed = flow.tunnel_failed || tunnel_alarm.as_mut().poll(cx).is_ready();
+            if doubted.is_none() && silence.as_mut().poll(cx).is_ready() {
+                doubted = Some(flow.is_unanswered());
+            }
+            if doubted == Some(true)
+                && let Poll::Ready(text) = doubt.as_mut().poll(cx)
+            {
+                // The answer may have come meanwhile.
+                doubted = Some(false);
+                if flow.is_unanswered() {
+                    return Poll::Ready(Finish::Lost(text));
+                }
+            }
             flow.poll(cx)
         })
         .await

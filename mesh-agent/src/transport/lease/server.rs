@@ -92,7 +92,7 @@ async fn one<H: Admit>(
     if let Err(error) = near::tune_application(&app) {
         tracing::debug!(%error, "a socket option was refused");
     }
-    let ran = run(&mut link, &app, Begin::Opened, &mut cut).await;
+    let ran = run(&mut link, &app, Begin::Opened, &mut cut, std::future::pending()).await;
     let (end, free) = match ran.finish {
         Finish::Clean => (End::Finished, Some(link)),
         Finish::NearReset => (End::ResetByNear, abort(link, true)),
