@@ -81,12 +81,8 @@ impl Admit for Gate {
         protocol: Protocol,
         open: Open,
     ) -> Result<Admitted<Passed>, Refusal> {
-        let ctx = &self.worker.ctx;
-        let mut facts = Facts::new(Reporter::Destination, self.peer);
-        facts.source.principal = Some(peer.clone());
-        facts.protocol = Some(protocol);
-        facts.dialled = Some(accept::canonical(open.destination));
-        let mut record = Record::new(&ctx.metrics, facts);
+        let mut record = self.record(peer, protocol);
+        record.facts.dialled = Some(accept::canonical(open.destination));
         match self.pass(peer, open, &mut record).await {
             Ok((app, registered, cut)) => {
                 record.opened();
@@ -98,6 +94,10 @@ impl Admit for Gate {
                 Err(Refusal { code, message })
             }
         }
+    }
+
+    fn unreadable(&self, peer: &SpiffeId, protocol: Protocol, reason: &str) {
+        self.record(peer, protocol).end(Outcome::bad_destination(reason.to_owned()));
     }
 
     fn ended(&self, passed: Passed, relayed: Relayed) {
@@ -112,6 +112,14 @@ impl Admit for Gate {
 type Entered = (TcpStream, Registered, authorize::Cut);
 
 impl Gate {
+    /// The record of one OPEN or CONNECT.
+    fn record(&self, peer: &SpiffeId, protocol: Protocol) -> Record {
+        let mut facts = Facts::new(Reporter::Destination, self.peer);
+        facts.source.principal = Some(peer.clone());
+        facts.protocol = Some(protocol);
+        Record::new(&self.worker.ctx.metrics, facts)
+    }
+
     /// The stages of one OPEN, with the current snapshot.
     async fn pass(
         &self,

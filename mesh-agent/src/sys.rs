@@ -3,7 +3,9 @@
 //! In: descriptors, paths and sockets. Out: sockets that belong to a pod's network namespace, cookies, and the one
 //! `bpf(2)` operation on pinned links that aya keeps to itself.
 
-#![expect(unsafe_code, reason = "this is the one file of the agent that may")]
+#![expect(unsafe_code, reason = "this is the one module of the agent that may")]
+
+mod tcp;
 
 use std::cell::OnceCell;
 use std::ffi::CString;
@@ -18,6 +20,8 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+pub use tcp::{acknowledged_beyond, bytes_written, ended_unread};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
@@ -167,65 +171,6 @@ pub fn face_application(socket: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_nodelay(true)
 }
 
-/// How many bytes were written to a TCP socket since its connection began, as the peer counts acknowledgements.
-pub fn bytes_written(socket: &impl AsFd) -> io::Result<u64> {
-    loop {
-        let before = tcp_info(socket)?.bytes_acked;
-        let mut unacknowledged: libc::c_int = 0;
-        // SAFETY: TIOCOUTQ writes one int.
-        let result =
-            unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // An acknowledgement between the two questions would be counted twice.
-        if tcp_info(socket)?.bytes_acked == before {
-            return Ok(before + u64::try_from(unacknowledged).unwrap_or(0));
-        }
-    }
-}
-
-/// Whether the peer has acknowledged anything beyond the first `bytes` bytes of the connection.
-pub fn acknowledged_beyond(socket: &impl AsFd, bytes: u64) -> io::Result<bool> {
-    Ok(tcp_info(socket)?.bytes_acked > bytes)
-}
-
-/// Whether a connection that is over ended before the peer can have read anything beyond its first `bytes` bytes: none
-/// of that was acknowledged, and none of it was sent twice (else an acknowledgement may have been lost).
-pub fn ended_unread(socket: &impl AsFd, bytes: u64) -> io::Result<bool> {
-    let info = tcp_info(socket)?;
-    Ok(info.bytes_acked <= bytes && info.retransmits == 0)
-}
-
-/// The first fields of the kernel's `tcp_info`, as far as they are needed here.
-#[repr(C)]
-#[derive(Default)]
-struct TcpInfo {
-    state: u8,
-    ca_state: u8,
-    retransmits: u8,
-    rest: [u8; 5],
-    times: [u32; 24],
-    rates: [u64; 2],
-    bytes_acked: u64,
-}
-
-fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
-    let mut info = TcpInfo::default();
-    let mut length = size_of::<TcpInfo>() as libc::socklen_t;
-    // SAFETY: the buffer has `length` bytes, of which every pattern is valid; the kernel writes no more.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Makes the close of `socket` a RST.
 pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
@@ -324,71 +269,4 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
     // and the kernel takes the rest of the union as zero.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result >= 0 { Ok(result as RawFd) } else { Err(io::Error::last_os_error()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-
-    use super::*;
-
-    const TCP_REPAIR: libc::c_int = 19;
-
-    /// The socket is gone without FIN or RST, as after a reboot.
-    fn vanish(socket: TcpStream) {
-        let on: libc::c_int = 1;
-        // SAFETY: the value is an int and the length says so.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                TCP_REPAIR,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        drop(socket);
-    }
-
-    /// Both ends of a connection that has carried bytes in both directions.
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut far = listener.accept().unwrap().0;
-        near.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        near.write_all(b"hello").unwrap();
-        far.read_exact(&mut [0; 5]).unwrap();
-        far.write_all(b"hello").unwrap();
-        near.read_exact(&mut [0; 5]).unwrap();
-        (near, far)
-    }
-
-    #[test]
-    fn a_peer_that_has_forgotten_the_connection_cannot_have_read_what_its_reset_answers() {
-        let (mut near, far) = pair();
-        let written = bytes_written(&near).unwrap();
-        vanish(far);
-        near.write_all(b"open").unwrap();
-        let error = near.read(&mut [0]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        assert!(ended_unread(&near, written).unwrap());
-    }
-
-    #[test]
-    fn a_peer_that_has_received_the_bytes_may_have_read_them() {
-        let (mut near, far) = pair();
-        let written = bytes_written(&near).unwrap();
-        assert!(!acknowledged_beyond(&near, written).unwrap());
-        near.write_all(b"open").unwrap();
-        while !acknowledged_beyond(&near, written).unwrap() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        reset_on_close(&far).unwrap();
-        drop(far);
-        near.read(&mut [0]).unwrap_err();
-        assert!(!ended_unread(&near, written).unwrap());
-        assert_eq!(bytes_written(&near).unwrap(), written + 4);
-    }
 }

@@ -100,7 +100,7 @@ fn a_destination_whose_node_is_gone_fails_sooner_than_plain_tcp_gives_up() -> Re
         echoed(&shop.ask()?)?;
         shop.mesh.world.plug(2, false)?;
         let to = shop.api.at(NOBODY);
-        let talk = ["talk", "--to", &to, "--send", "hello", "--timeout-ms", "60000"];
+        let talk = ["talk", "--to", &to, "--send", "hello", "--timeout-ms", "30000"];
         let beside = plain.spawn_peer(&talk)?;
         let told = shop.web.peer(&talk)?;
         ensure!(was_reset(&told) || told["connect"] != "ok", "{told}");

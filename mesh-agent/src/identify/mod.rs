@@ -1,11 +1,13 @@
 //! Stage 2: who is at each end. SVIDs of local workloads, the trust bundle, and the verifier of peers.
 
 mod failure;
+mod proven;
 mod store;
 mod tls;
 mod verify;
 
 pub use failure::HandshakeFailure;
+pub use proven::ProvenPeer;
 pub use store::{Svid, SvidStore, Trust};
 pub use tls::{client_config, provider, server_config};
-pub use verify::{ClientVerifier, PeerCertificate, ServerVerifier, peer_certificate};
+pub use verify::{ClientVerifier, PeerCertificate, Role, ServerVerifier, peer_certificate};

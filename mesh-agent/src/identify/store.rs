@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use mesh_core::identity::SpiffeId;
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 /// One X.509 SVID with its key.
 #[derive(Debug)]
@@ -38,13 +39,16 @@ pub struct Trust {
 pub struct SvidStore {
     svids: ArcSwap<HashMap<SpiffeId, Arc<Svid>>>,
     trust: ArcSwap<Trust>,
+    /// The generation of `trust`, written after it.
+    changes: watch::Sender<u64>,
 }
 
 impl SvidStore {
     /// A store without SVIDs that trusts nobody.
     pub fn new() -> Self {
         let trust = Trust { roots: Arc::new(RootCertStore::empty()), generation: 0 };
-        Self { svids: ArcSwap::default(), trust: ArcSwap::from_pointee(trust) }
+        let changes = watch::channel(trust.generation).0;
+        Self { svids: ArcSwap::default(), trust: ArcSwap::from_pointee(trust), changes }
     }
 
     /// The SVID of `identity`, if one is held that has not expired at `now`.
@@ -83,6 +87,16 @@ impl SvidStore {
     /// Replaces the trust bundle.
     pub fn set_roots(&self, roots: Arc<RootCertStore>) {
         self.trust.rcu(|held| Trust { roots: Arc::clone(&roots), generation: held.generation + 1 });
+        self.changes.send_replace(self.trust().generation);
+    }
+
+    /// Waits until the trust bundle is another one than that of `generation`.
+    pub async fn trust_changed(&self, generation: u64) {
+        let mut changes = self.changes.subscribe();
+        if changes.wait_for(|now| *now != generation).await.is_err() {
+            // The sender lives as long as the store.
+            std::future::pending().await
+        }
     }
 }
 

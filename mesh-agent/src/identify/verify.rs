@@ -55,6 +55,47 @@ pub fn peer_certificate(
     Ok(PeerCertificate { identity, not_after })
 }
 
+/// What a peer was in the handshake: its certificate must be good for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It dialled.
+    Client,
+    /// It accepted.
+    Server,
+}
+
+/// Verifies the path of a chain (leaf first) again, as after a change of the trust bundle.
+pub(super) fn verify_again(
+    role: Role,
+    roots: Arc<RootCertStore>,
+    chain: &[CertificateDer<'_>],
+) -> Result<(), HandshakeFailure> {
+    let (leaf, rest) = chain.split_first().ok_or(HandshakeFailure::NoCertificate)?;
+    let verified = match role {
+        Role::Client => client_path(roots)?.verify_client_cert(leaf, rest, UnixTime::now()).map(drop),
+        Role::Server => server_path(&roots, leaf, rest, UnixTime::now()),
+    };
+    verified.map_err(|e| HandshakeFailure::from_rustls(&e))
+}
+
+fn client_path(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, HandshakeFailure> {
+    WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .clear_root_hint_subjects()
+        .build()
+        .map_err(|e| HandshakeFailure::Config(e.to_string()))
+}
+
+fn server_path(
+    roots: &RootCertStore,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)
+}
+
 /// The part of both verifiers that proves possession of the key: signatures of TLS 1.3, by the provider's algorithms.
 macro_rules! tls13_signatures_only {
     () => {
@@ -106,14 +147,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let leaf = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &leaf,
-            &self.roots,
-            intermediates,
-            now,
-            provider().signature_verification_algorithms.all,
-        )?;
+        server_path(&self.roots, end_entity, intermediates, now)?;
         let peer = peer_certificate(end_entity, &self.trust_domain).map_err(HandshakeFailure::into_rustls)?;
         if peer.identity != self.expected {
             let expected = self.expected.clone();
@@ -135,20 +169,7 @@ pub struct ClientVerifier {
 impl ClientVerifier {
     /// Accepts every client that proves an identity of `trust_domain` under one of `roots`.
     pub fn new(roots: Arc<RootCertStore>, trust_domain: TrustDomain) -> Result<Self, HandshakeFailure> {
-        let path = WebPkiClientVerifier::builder_with_provider(roots, provider())
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|e| HandshakeFailure::Config(e.to_string()))?;
-        Ok(Self { path, trust_domain })
-    }
-
-    /// Verifies a chain again (leaf first), as after a change of the trust bundle.
-    pub fn verify_again(&self, chain: &[CertificateDer<'_>]) -> Result<PeerCertificate, HandshakeFailure> {
-        let (leaf, rest) = chain.split_first().ok_or(HandshakeFailure::NoCertificate)?;
-        self.path
-            .verify_client_cert(leaf, rest, UnixTime::now())
-            .map_err(|e| HandshakeFailure::from_rustls(&e))?;
-        peer_certificate(leaf, &self.trust_domain)
+        Ok(Self { path: client_path(roots)?, trust_domain })
     }
 }
 

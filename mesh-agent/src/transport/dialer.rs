@@ -21,7 +21,7 @@ use super::lease::{Lease, LeasePool, Link};
 use super::tls_io::TlsIo;
 use super::tunnel::{Dialled, Tunnel};
 use super::{ALPN_FERROMESH, ALPN_HBONE, OpenError, Protocol, Target, near};
-use crate::identify::{HandshakeFailure, SvidStore, client_config, peer_certificate};
+use crate::identify::{HandshakeFailure, ProvenPeer, Role, SvidStore, client_config};
 use crate::intercept::PodNet;
 
 /// Opens TCP connections from within a pod's network namespace.
@@ -129,7 +129,7 @@ impl<C: Connect> Dialer<C> {
     /// application yet: [`Tunnel::relay`] does.
     pub async fn connect(self: &Rc<Self>, target: &Target) -> Result<Tunnel<C>, OpenError> {
         let key = PoolKey::new(target, self.store.trust().generation);
-        let warm = self.leases.borrow_mut().take(&key, SystemTime::now());
+        let warm = self.leases.borrow_mut().take(&key);
         let dialled = match warm {
             Some(link) => Dialled::Lease(Lease { link, key, warm: true }),
             None => self.connect_slow(target, key).await?,
@@ -191,18 +191,15 @@ impl<C: Connect> Dialer<C> {
         if let Err(error) = near::tune_tunnel(&tcp) {
             tracing::debug!(%error, "a socket option of a tunnel was refused");
         }
-        let (io, protocol) = self.handshake(target, tcp).await.map_err(failed)?;
-        let trust_domain = target.svid.identity.trust_domain();
-        let leaf = io.tls.peer_certificates().first().ok_or(HandshakeFailure::NoCertificate);
-        let peer = leaf.and_then(|leaf| peer_certificate(leaf, trust_domain)).map_err(failed)?;
-        let not_after = peer.not_after.min(target.svid.not_after);
+        let (io, protocol, generation) = self.handshake(target, tcp).await.map_err(failed)?;
+        let (chain, store) = (io.tls.peer_certificates(), Arc::clone(&self.store));
+        let peer = ProvenPeer::new((Role::Server, address), chain, &target.svid, generation, store);
+        let peer = Rc::new(peer.map_err(failed)?);
         self.start_trimmer();
         match protocol {
-            Protocol::Ferromesh => {
-                Ok(Dialled::Lease(Lease { link: Link::new(io, not_after), key, warm: false }))
-            }
+            Protocol::Ferromesh => Ok(Dialled::Lease(Lease { link: Link::new(io, peer), key, warm: false })),
             _ => {
-                let shard = self.shards.add(key, io, not_after).await;
+                let shard = self.shards.add(key, io, peer).await;
                 shard.map(Dialled::Hbone).map_err(|e| failed(HandshakeFailure::Protocol(e.to_string())))
             }
         }
@@ -221,7 +218,7 @@ impl<C: Connect> Dialer<C> {
         &self,
         target: &Target,
         tcp: TcpStream,
-    ) -> Result<(TlsIo, Protocol), HandshakeFailure> {
+    ) -> Result<(TlsIo, Protocol, u64), HandshakeFailure> {
         let trust = self.store.trust();
         let alpn = self.settings.preference.alpn();
         let config = client_config(&target.svid, &trust, &target.workload.identity, alpn)?;
@@ -238,7 +235,7 @@ impl<C: Connect> Dialer<C> {
             Some(ALPN_HBONE) => Protocol::Hbone,
             _ => return Err(HandshakeFailure::NoSharedTransport),
         };
-        Ok((TlsIo::new(tcp, Connection::Client(conn)), protocol))
+        Ok((TlsIo::new(tcp, Connection::Client(conn)), protocol, trust.generation))
     }
 
     /// Takes back a lease that ended clean.

@@ -238,6 +238,9 @@ pub trait Admit {
         open: Open,
     ) -> impl Future<Output = Result<Admitted<Self::Record>, Refusal>>;
 
+    /// A CONNECT was refused because it names no destination that could be admitted.
+    fn unreadable(&self, peer: &SpiffeId, protocol: Protocol, reason: &str);
+
     /// The connection is over.
     fn ended(&self, record: Self::Record, relayed: Relayed);
 }

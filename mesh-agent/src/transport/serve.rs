@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::identity::SpiffeId;
-use rustls::pki_types::CertificateDer;
 use rustls::{Connection, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -18,9 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::lease::Link;
 use super::tls_io::TlsIo;
 use super::{ALPN_FERROMESH, ALPN_HBONE, Admit, TransportPreference, hbone, lease, near};
-use crate::identify::{
-    ClientVerifier, HandshakeFailure, PeerCertificate, Svid, SvidStore, peer_certificate, server_config,
-};
+use crate::identify::{ClientVerifier, HandshakeFailure, ProvenPeer, Role, Svid, SvidStore, server_config};
 
 /// Limits of an [`Acceptor`].
 #[derive(Clone, Debug)]
@@ -62,6 +59,13 @@ pub enum ServeError {
         /// What was wrong.
         reason: String,
     },
+}
+
+impl ServeError {
+    /// The peer broke the rules of its transport.
+    pub(super) fn tunnel(peer: &ProvenPeer, reason: impl ToString) -> Self {
+        Self::Tunnel { peer: peer.address, reason: reason.to_string() }
+    }
 }
 
 /// Tells the connections of a pod, or of the agent, to end when they are idle.
@@ -140,8 +144,8 @@ impl Acceptor {
         if hbone {
             hbone::serve(io, peer, handler, drain, &self.settings).await
         } else {
-            let link = Link::new(io, peer.not_after);
-            lease::serve(link, peer, &*handler, drain, &self.settings).await
+            let link = Link::new(io, Rc::clone(&peer));
+            lease::serve(link, &peer, &*handler, drain, &self.settings).await
         }
     }
 
@@ -150,7 +154,7 @@ impl Acceptor {
         io: TcpStream,
         svid: &Svid,
         address: SocketAddr,
-    ) -> Result<(TlsIo, VerifiedPeer, bool), HandshakeFailure> {
+    ) -> Result<(TlsIo, Rc<ProvenPeer>, bool), HandshakeFailure> {
         let generation = self.store.trust().generation;
         let config = self.config(svid)?;
         let handshake = TlsAcceptor::from(config).accept(io);
@@ -164,18 +168,10 @@ impl Acceptor {
             Some(ALPN_HBONE) => true,
             _ => return Err(HandshakeFailure::NoSharedTransport),
         };
-        let chain = conn.peer_certificates().unwrap_or_default().to_vec();
-        let leaf = chain.first().ok_or(HandshakeFailure::NoCertificate)?;
-        let PeerCertificate { identity, not_after } = peer_certificate(leaf, svid.identity.trust_domain())?;
-        let peer = VerifiedPeer {
-            identity,
-            not_after: not_after.min(svid.not_after),
-            address,
-            chain,
-            generation,
-            store: Arc::clone(&self.store),
-        };
-        Ok((TlsIo::new(tcp, Connection::Server(conn)), peer, hbone))
+        let chain = conn.peer_certificates().unwrap_or_default();
+        let store = Arc::clone(&self.store);
+        let peer = ProvenPeer::new((Role::Client, address), chain, svid, generation, store)?;
+        Ok((TlsIo::new(tcp, Connection::Server(conn)), Rc::new(peer), hbone))
     }
 
     /// The configuration for `svid` and the trust bundle of now; made once for each pair of generations.
@@ -196,39 +192,5 @@ impl Acceptor {
         let held = Configured { generations, config: Arc::clone(&config) };
         self.configs.borrow_mut().insert(svid.identity.clone(), held);
         Ok(config)
-    }
-}
-
-/// Who dialled, and whether that still holds.
-#[derive(Debug)]
-pub(super) struct VerifiedPeer {
-    pub(super) identity: SpiffeId,
-    /// The earlier end of the two certificates.
-    pub(super) not_after: SystemTime,
-    pub(super) address: SocketAddr,
-    chain: Vec<CertificateDer<'static>>,
-    generation: u64,
-    store: Arc<SvidStore>,
-}
-
-impl VerifiedPeer {
-    /// For each OPEN and CONNECT: the certificate has not expired, and when the trust bundle changed since, its path is
-    /// valid under the new one too.
-    pub(super) fn check(&mut self) -> Result<(), HandshakeFailure> {
-        if SystemTime::now() >= self.not_after {
-            return Err(HandshakeFailure::Expired);
-        }
-        let trust = self.store.trust();
-        if trust.generation == self.generation {
-            return Ok(());
-        }
-        let trust_domain = self.identity.trust_domain().clone();
-        ClientVerifier::new(Arc::clone(&trust.roots), trust_domain)?.verify_again(&self.chain)?;
-        self.generation = trust.generation;
-        Ok(())
-    }
-
-    pub(super) fn tunnel_error(&self, reason: impl ToString) -> ServeError {
-        ServeError::Tunnel { peer: self.address, reason: reason.to_string() }
     }
 }

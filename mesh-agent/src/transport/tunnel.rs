@@ -70,12 +70,8 @@ impl<C: Connect> Tunnel<C> {
         let (mut near, mut replay) = (near, replay);
         loop {
             let attempt = match dialled {
-                Dialled::Lease(lease) => {
-                    lease::carry(&dialer, &target, lease, near, replay, &mut cut).await
-                }
-                Dialled::Hbone(shard) => {
-                    hbone::carry(&dialer, &target, shard, near, replay, &mut cut).await
-                }
+                Dialled::Lease(lease) => lease::carry(&dialer, &target, lease, near, replay, &mut cut).await,
+                Dialled::Hbone(shard) => hbone::carry(&dialer, &target, shard, near, replay, &mut cut).await,
             };
             let (text, key) = match attempt {
                 Attempt::Over(relayed) => return relayed,

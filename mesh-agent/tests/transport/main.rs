@@ -4,6 +4,7 @@
 
 mod ends;
 mod identity;
+mod lifetime;
 mod pki;
 mod plain;
 mod pool;

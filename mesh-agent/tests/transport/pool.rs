@@ -14,7 +14,7 @@ use crate::world::{BOTH, CLIENT, World, expect_reset, kind, reset, run, until};
 const LEASE: TransportPreference = TransportPreference::FerromeshOnly;
 
 /// One whole connection, ended clean by the client.
-async fn clean(world: &World) {
+pub(crate) async fn clean(world: &World) {
     let (mut client, mut app, relay) = world.pair().await;
     client.write_all(b"ping").await.unwrap();
     client.shutdown().await.unwrap();
@@ -29,7 +29,7 @@ async fn clean(world: &World) {
 }
 
 /// Lets what is under way arrive.
-async fn settle() {
+pub(crate) async fn settle() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
@@ -132,6 +132,7 @@ fn a_change_of_the_trust_bundle_retires_idle_tunnels() {
             settle().await;
             let next = Root::new("next");
             world.store.set_roots(trust(&[&world.root, &next]));
+            world.far_store.set_roots(trust(&[&world.root, &next]));
             clean(&world).await;
             assert_eq!(world.way.dials.get(), 2);
         }
@@ -164,7 +165,7 @@ fn an_open_under_a_root_that_went_is_not_admitted() {
             let tunnel = world.dialer.connect(&world.target()).await.unwrap();
             settle().await;
             // The acceptor trusts another root by the time that OPEN comes.
-            world.store.set_roots(trust(&[&Root::new("next")]));
+            world.far_store.set_roots(trust(&[&Root::new("next")]));
             let (mut client, relay) = world.begin_on(tunnel).await;
             let relayed = relay.await.unwrap();
             assert!(matches!(kind(&relayed.end), "tunnel-lost" | "refused"), "{relayed:?}");
@@ -262,7 +263,7 @@ async fn heir(world: &World) -> mesh_agent::transport::DrainHandle {
     use mesh_agent::transport::{Acceptor, AcceptorSettings, Drain};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.way.to.set(listener.local_addr().unwrap());
-    let acceptor = Acceptor::new(Arc::clone(&world.store), AcceptorSettings::default());
+    let acceptor = Acceptor::new(Arc::clone(&world.far_store), AcceptorSettings::default());
     let svid = world.root.svid(crate::world::SERVER, &Leaf::of(crate::world::SERVER));
     let (handle, drain) = Drain::pair();
     let gate = Rc::clone(&world.gate);

@@ -77,6 +77,10 @@ impl Admit for Gate {
         Ok(Admitted { app, cut, record: () })
     }
 
+    fn unreadable(&self, peer: &SpiffeId, protocol: Protocol, reason: &str) {
+        panic!("{peer} over {protocol:?}: {reason}");
+    }
+
     fn ended(&self, _record: (), relayed: Relayed) {
         self.ended.borrow_mut().push(relayed);
     }
@@ -85,7 +89,10 @@ impl Admit for Gate {
 /// Everything between a client and an application.
 pub(crate) struct World {
     pub(crate) root: Root,
+    /// The dialling side's.
     pub(crate) store: Arc<SvidStore>,
+    /// The accepting side's.
+    pub(crate) far_store: Arc<SvidStore>,
     pub(crate) way: Rc<Loopback>,
     pub(crate) dialer: Rc<Dialer<Way>>,
     pub(crate) gate: Rc<Gate>,
@@ -106,8 +113,11 @@ impl World {
 
     /// `server_svid` is what the acceptor shows.
     pub(crate) async fn with(preference: TransportPreference, root: Root, server_svid: Arc<Svid>) -> Self {
-        let store = Arc::new(SvidStore::new());
-        store.set_roots(trust(&[&root]));
+        let [store, far_store] = [(); 2].map(|()| {
+            let store = Arc::new(SvidStore::new());
+            store.set_roots(trust(&[&root]));
+            store
+        });
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gate = Rc::new(Gate {
             app: app.local_addr().unwrap(),
@@ -120,7 +130,7 @@ impl World {
         let way = Rc::new(Loopback { to: Cell::new(listener.local_addr().unwrap()), dials: Cell::new(0) });
         let settings = DialerSettings { preference, ..DialerSettings::default() };
         let dialer = Dialer::new(Arc::clone(&store), settings, Way(Rc::clone(&way)));
-        let acceptor = Acceptor::new(Arc::clone(&store), AcceptorSettings::default());
+        let acceptor = Acceptor::new(Arc::clone(&far_store), AcceptorSettings::default());
         let (drain, draining) = Drain::pair();
         let served = Rc::new(RefCell::new(Vec::new()));
         let acceptor = spawn_local(accept(
@@ -133,7 +143,7 @@ impl World {
         ));
         let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client_svid = root.svid(CLIENT, &Leaf::of(CLIENT));
-        Self { root, store, way, dialer, gate, app, served, drain, acceptor, client_svid, near }
+        Self { root, store, far_store, way, dialer, gate, app, served, drain, acceptor, client_svid, near }
     }
 
     pub(crate) fn target(&self) -> Target {

@@ -46,7 +46,7 @@ pub(in crate::transport) async fn carry<C: Connect>(
     };
     let end = match answer {
         Answer::Connected(send, recv) => {
-            let relayed = stream::run(near, (send, recv), replay, shard.not_after(), cut).await;
+            let relayed = stream::run(near, (send, recv), replay, shard.peer(), cut).await;
             return Attempt::Over(relayed);
         }
         Answer::Refused(refusal) => {

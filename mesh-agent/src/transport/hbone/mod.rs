@@ -34,5 +34,3 @@ const LOCAL_ERRORS: usize = 1024;
 /// Overhead of small DATA frames that may be buffered. h2's default lets one application that writes single bytes to a
 /// slow reader end the connection, and with it the streams of others.
 const SMALL_FRAME_BUDGET: usize = 32 << 20;
-/// Timers are bounded; nothing here lives that long.
-const LONGEST_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -4,13 +4,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::identify::ProvenPeer;
 use crate::transport::key::PoolKey;
 use crate::transport::tls_io::TlsIo;
 
@@ -34,7 +35,7 @@ struct Connected {
     send: SendRequest<Bytes>,
     streams: Cell<usize>,
     dead: Rc<Cell<bool>>,
-    not_after: SystemTime,
+    peer: Rc<ProvenPeer>,
     idle_since: Cell<Instant>,
 }
 
@@ -57,9 +58,9 @@ impl Shard {
         self.connected.send.clone()
     }
 
-    /// When one of the two certificates ends.
-    pub(super) fn not_after(&self) -> SystemTime {
-        self.connected.not_after
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> &ProvenPeer {
+        &self.connected.peer
     }
 
     /// The connection takes no further streams.
@@ -79,8 +80,7 @@ impl ShardPool {
     /// A stream on the least loaded connection, unless another connection should be dialled.
     pub(in crate::transport) fn take(&self, key: &PoolKey) -> Option<Shard> {
         let shards = self.shards.borrow();
-        let now = SystemTime::now();
-        let usable = |shard: &&Rc<Connected>| !shard.dead.get() && shard.not_after > now;
+        let usable = |shard: &&Rc<Connected>| !shard.dead.get() && shard.peer.check().is_ok();
         let usable = shards.get(key)?.iter().filter(usable);
         let (count, least) = usable.fold((0, None::<&Rc<Connected>>), |(count, least), shard| {
             let better = least.is_none_or(|least| shard.streams.get() < least.streams.get());
@@ -106,7 +106,7 @@ impl ShardPool {
         &self,
         key: PoolKey,
         io: TlsIo,
-        not_after: SystemTime,
+        peer: Rc<ProvenPeer>,
     ) -> Result<Shard, h2::Error> {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -128,7 +128,7 @@ impl ShardPool {
             send,
             streams: Cell::new(0),
             dead: Rc::clone(&dead),
-            not_after,
+            peer,
             idle_since: Cell::new(Instant::now()),
         });
         tokio::task::spawn_local(async move {
@@ -152,16 +152,16 @@ impl ShardPool {
     /// Lets go of connections that are dead, expired, idle for `idle_limit`, or of another trust bundle. One with
     /// streams closes behind the last of them.
     pub(in crate::transport) fn trim(&self, idle_limit: Duration, trust_generation: u64) {
-        let (now, instant) = (SystemTime::now(), Instant::now());
+        let now = Instant::now();
         let mut shards = self.shards.borrow_mut();
         for (key, list) in shards.iter_mut() {
             list.retain(|shard| {
                 let idle =
-                    shard.streams.get() == 0 && instant.duration_since(shard.idle_since.get()) >= idle_limit;
+                    shard.streams.get() == 0 && now.duration_since(shard.idle_since.get()) >= idle_limit;
                 !idle
                     && !shard.dead.get()
-                    && shard.not_after > now
                     && key.trust_generation == trust_generation
+                    && shard.peer.check().is_ok()
             });
         }
         shards.retain(|_, list| !list.is_empty());

@@ -1,9 +1,7 @@
 //! The accepting end of HBONE: one HTTP/2 connection, each CONNECT admitted anew and relayed by a task of its own on
 //! this worker.
 
-use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -12,7 +10,7 @@ use http::{Request, Response};
 
 use super::connect::{parse, refusal_response};
 use super::*;
-use crate::transport::serve::VerifiedPeer;
+use crate::identify::ProvenPeer;
 use crate::transport::tls_io::TlsIo;
 use crate::transport::{
     AcceptorSettings, Admit, Admitted, Drain, Protocol, Refusal, RefusalCode, ServeError, near,
@@ -21,7 +19,7 @@ use crate::transport::{
 /// Serves one connection to its end.
 pub(in crate::transport) async fn serve<H: Admit + 'static>(
     io: TlsIo,
-    peer: VerifiedPeer,
+    peer: Rc<ProvenPeer>,
     handler: Rc<H>,
     mut drain: Drain,
     settings: &AcceptorSettings,
@@ -40,18 +38,16 @@ pub(in crate::transport) async fn serve<H: Admit + 'static>(
         .data_frame_budget(SMALL_FRAME_BUDGET)
         .handshake::<_, Bytes>(io);
     let mut connection = match tokio::time::timeout(settings.handshake_timeout, handshake).await {
-        Ok(outcome) => outcome.map_err(|e| peer.tunnel_error(e))?,
-        Err(_) => return Err(peer.tunnel_error("no HTTP/2 preface in time")),
+        Ok(outcome) => outcome.map_err(|e| ServeError::tunnel(&peer, e))?,
+        Err(_) => return Err(ServeError::tunnel(&peer, "no HTTP/2 preface in time")),
     };
-    let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    let mut expiry = std::pin::pin!(tokio::time::sleep(left.min(LONGEST_TIMER)));
-    let peer = Rc::new(RefCell::new(peer));
+    let mut ended = std::pin::pin!(peer.ended());
     let mut leaving = false;
     loop {
         let next = tokio::select! {
             biased;
             () = drain.wait(), if !leaving => None,
-            () = expiry.as_mut(), if !leaving => None,
+            _ = ended.as_mut(), if !leaving => None,
             next = connection.accept() => Some(next),
         };
         match next {
@@ -68,7 +64,7 @@ pub(in crate::transport) async fn serve<H: Admit + 'static>(
             Some(Some(Err(error))) if error.is_io() || error.is_go_away() && error.is_remote() => {
                 return Ok(());
             }
-            Some(Some(Err(error))) => return Err(peer.borrow().tunnel_error(error)),
+            Some(Some(Err(error))) => return Err(ServeError::tunnel(&peer, error)),
         }
     }
 }
@@ -77,26 +73,24 @@ pub(in crate::transport) async fn serve<H: Admit + 'static>(
 async fn one<H: Admit>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    peer: Rc<RefCell<VerifiedPeer>>,
+    peer: Rc<ProvenPeer>,
     handler: Rc<H>,
 ) {
-    let (identity, address, not_after, valid) = {
-        let mut peer = peer.borrow_mut();
-        let valid = peer.check();
-        (peer.identity.clone(), peer.address, peer.not_after, valid)
-    };
-    if let Err(error) = valid {
-        tracing::info!(peer = %identity, %error, "a tunnel's identity ended");
+    if let Err(error) = peer.check() {
+        tracing::info!(peer = %peer.identity, %error, "a tunnel's identity ended");
         return refuse(respond, RefusalCode::Denied, &error);
     }
-    let asked = match parse(&request, address) {
+    let asked = match parse(&request, peer.address) {
         Ok(asked) => asked,
-        Err(error) => return refuse(respond, RefusalCode::BadDestination, &error),
+        Err(error) => {
+            handler.unreadable(&peer.identity, Protocol::Hbone, &error.to_string());
+            return refuse(respond, RefusalCode::BadDestination, &error);
+        }
     };
     tracing::trace!(baggage = ?asked.baggage, traceparent = ?asked.traceparent, "CONNECT");
     let admitted = tokio::select! {
         biased;
-        admitted = handler.admit(&identity, Protocol::Hbone, asked.open) => admitted,
+        admitted = handler.admit(&peer.identity, Protocol::Hbone, asked.open) => admitted,
         // The dialler gave up.
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
@@ -108,7 +102,7 @@ async fn one<H: Admit>(
         tracing::debug!(%error, "a socket option was refused");
     }
     let relayed = match respond.send_response(Response::new(()), false) {
-        Ok(send) => stream::run(app, (send, request.into_body()), Bytes::new(), not_after, &mut cut).await,
+        Ok(send) => stream::run(app, (send, request.into_body()), Bytes::new(), &peer, &mut cut).await,
         Err(error) => {
             near::reset(app);
             let end = crate::transport::End::TunnelLost(error.to_string());

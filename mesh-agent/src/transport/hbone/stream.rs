@@ -6,7 +6,6 @@ use std::future::poll_fn;
 use std::io::IoSlice;
 use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
@@ -14,6 +13,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::authorize::{Cut, CutReason};
+use crate::identify::ProvenPeer;
 use crate::transport::buf::{BUF_BYTES, Buf};
 use crate::transport::{End, Relayed, near};
 
@@ -55,7 +55,7 @@ pub(super) async fn run(
     near: TcpStream,
     (send, recv): (SendStream<Bytes>, RecvStream),
     replay: Bytes,
-    not_after: SystemTime,
+    peer: &ProvenPeer,
     cut: &mut Cut,
 ) -> Relayed {
     let mut stream = Stream {
@@ -73,15 +73,14 @@ pub(super) async fn run(
         to_near: 0,
     };
     let finish = {
-        let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
-        let mut expiry = pin!(tokio::time::sleep(left.min(super::LONGEST_TIMER)));
+        let mut ended = pin!(peer.ended());
         let mut cut = pin!(cut.wait());
         let mut alarm = pin!(near.ready(Interest::ERROR));
         poll_fn(|cx| {
             if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
                 return Poll::Ready(Finish::Cut(reason));
             }
-            if expiry.as_mut().poll(cx).is_ready() {
+            if ended.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
             }
             stream.near_failed = stream.near_failed || alarm.as_mut().poll(cx).is_ready();

@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 
 use super::frame::{Decoder, Frame, HEADER_BYTES, data_header, encode};
 use super::relay::{Finish, lost};
+use crate::sys;
 use crate::transport::Open;
 use crate::transport::buf::{BUF_BYTES, Buf};
 use crate::transport::near;
 use crate::transport::tls_io::TlsState;
-use crate::sys;
 
 /// What is kept of the near side's bytes until OPENED, so that they can be sent again elsewhere.
 pub(super) const REPLAY_BYTES: usize = 64 * 1024;

@@ -1,12 +1,14 @@
 //! One `ferromesh/1` connection between two agents: TLS, the frame decoder, and what decides whether it may be leased.
 
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
 use super::frame::{Decoder, Frame, encode};
+use crate::identify::ProvenPeer;
 use crate::transport::near;
 use crate::transport::tls_io::{TlsIo, TlsState};
 
@@ -16,8 +18,8 @@ pub(in crate::transport) struct Link {
     pub(super) tcp: TcpStream,
     pub(super) tls: TlsState,
     pub(super) decoder: Decoder,
-    /// The earlier end of the two certificates.
-    pub(super) not_after: SystemTime,
+    /// Who is at the other end.
+    pub(super) peer: Rc<ProvenPeer>,
     /// The far side has not said yet that it delivered everything of the last connection.
     pub(super) awaiting_done: bool,
     /// The far side will take no further OPEN.
@@ -39,12 +41,12 @@ pub(super) enum Idle {
 
 impl Link {
     /// A connection whose handshake is over.
-    pub(in crate::transport) fn new(io: TlsIo, not_after: SystemTime) -> Box<Self> {
+    pub(in crate::transport) fn new(io: TlsIo, peer: Rc<ProvenPeer>) -> Box<Self> {
         Box::new(Self {
             tcp: io.tcp,
             tls: io.tls,
             decoder: Decoder::default(),
-            not_after,
+            peer,
             awaiting_done: false,
             draining: false,
             idle_since: Instant::now(),
@@ -52,8 +54,8 @@ impl Link {
     }
 
     /// Looks at what arrived while the connection was idle. Costs no system call when nothing did.
-    pub(super) fn check_idle(&mut self, now: SystemTime) -> Idle {
-        if now >= self.not_after || self.draining {
+    pub(super) fn check_idle(&mut self) -> Idle {
+        if self.draining || self.peer.check().is_err() {
             return Idle::Dead;
         }
         let mut cx = Context::from_waker(Waker::noop());

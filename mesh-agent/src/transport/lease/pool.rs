@@ -1,7 +1,7 @@
 //! The idle `ferromesh/1` connections of one worker: a stack for each key, last in first out, trimmed by number and age.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::link::{Idle, Link};
 use crate::transport::key::PoolKey;
@@ -23,10 +23,10 @@ impl LeasePool {
     }
 
     /// Takes the warmest connection that can be leased now; dead ones on the way are closed.
-    pub(in crate::transport) fn take(&mut self, key: &PoolKey, now: SystemTime) -> Option<Box<Link>> {
+    pub(in crate::transport) fn take(&mut self, key: &PoolKey) -> Option<Box<Link>> {
         let stack = self.idle.get_mut(key)?;
         for at in (0..stack.len()).rev() {
-            match stack[at].check_idle(now) {
+            match stack[at].check_idle() {
                 Idle::Busy => {}
                 Idle::Free => {
                     self.held -= 1;
@@ -60,13 +60,13 @@ impl LeasePool {
 
     /// Closes what is dead, older than `idle_limit`, or of another trust bundle.
     pub(in crate::transport) fn trim(&mut self, idle_limit: Duration, trust_generation: u64) {
-        let (now, instant) = (SystemTime::now(), Instant::now());
+        let now = Instant::now();
         for (key, stack) in &mut self.idle {
             let mut at = 0;
             while at < stack.len() {
-                let old = instant.duration_since(stack[at].idle_since) >= idle_limit;
+                let old = now.duration_since(stack[at].idle_since) >= idle_limit;
                 let foreign = key.trust_generation != trust_generation;
-                if old || foreign || stack[at].check_idle(now) == Idle::Dead {
+                if old || foreign || stack[at].check_idle() == Idle::Dead {
                     self.held -= 1;
                     stack.remove(at).close();
                 } else {

@@ -8,7 +8,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
@@ -67,8 +66,7 @@ pub(super) async fn run(
     cut: &mut Cut,
     doubt: impl Future<Output = String>,
 ) -> Ran {
-    let not_after = link.not_after;
-    let Link { tcp, tls, decoder, draining, .. } = link;
+    let Link { tcp, tls, decoder, draining, peer, .. } = link;
     let (role, replay) = match begin {
         Begin::Open(open, replay) => (Role::Dialler(open), BytesMut::from(replay)),
         Begin::Opened => (Role::Acceptor, BytesMut::new()),
@@ -76,7 +74,7 @@ pub(super) async fn run(
     let mut flow = Flow::new(tcp, tls, decoder, near, role, replay);
     let finish = {
         let mut cut = pin!(cut.wait());
-        let mut expiry = pin!(expiry(not_after));
+        let mut ended = pin!(peer.ended());
         let mut near_alarm = pin!(near.ready(Interest::ERROR));
         let mut tunnel_alarm = pin!(tcp.ready(Interest::ERROR));
         let mut silence = pin!(tokio::time::sleep(SILENCE));
@@ -85,7 +83,7 @@ pub(super) async fn run(
             if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
                 return Poll::Ready(Finish::Cut(reason));
             }
-            if expiry.as_mut().poll(cx).is_ready() {
+            if ended.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
             }
             // A finished future is not polled again.
@@ -114,14 +112,6 @@ pub(super) async fn run(
         to_near: flow.to_near,
         replay: std::mem::take(&mut flow.replay).freeze(),
     }
-}
-
-/// Waits until one of the certificates has ended.
-async fn expiry(not_after: SystemTime) {
-    /// Timers are bounded; nothing here lives that long.
-    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-    let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    tokio::time::sleep(left.min(LONGEST)).await;
 }
 
 /// The text of a tunnel's loss.

@@ -4,14 +4,14 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::io::Interest;
 
 use super::frame::{Frame, is_reset};
 use super::link::{Control, Link};
 use super::relay::{Begin, Finish, run};
-use crate::transport::serve::VerifiedPeer;
+use crate::identify::ProvenPeer;
 use crate::transport::{
     AcceptorSettings, Admit, Admitted, Drain, End, Open, Protocol, Refusal, Relayed, ServeError, near,
 };
@@ -28,18 +28,17 @@ enum Next {
 /// Serves one connection to its end.
 pub(in crate::transport) async fn serve<H: Admit>(
     mut link: Box<Link>,
-    mut peer: VerifiedPeer,
+    peer: &ProvenPeer,
     handler: &H,
     mut drain: Drain,
     settings: &AcceptorSettings,
 ) -> Result<(), ServeError> {
     loop {
-        let left = link.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let next = tokio::select! {
             biased;
             () = drain.wait() => Next::Drain,
             frame = poll_fn(|cx| link.poll_frame(cx)) => Next::Frame(frame),
-            () = tokio::time::sleep(left) => Next::Drain,
+            _ = peer.ended() => Next::Drain,
         };
         let open = match next {
             Next::Frame(Ok(Some(Control::Open(open)))) => open,
@@ -49,12 +48,12 @@ pub(in crate::transport) async fn serve<H: Admit>(
             }
             // An idle connection that was lost harms nobody.
             Next::Frame(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Ok(()),
-            Next::Frame(Err(error)) => return Err(peer.tunnel_error(error)),
+            Next::Frame(Err(error)) => return Err(ServeError::tunnel(peer, error)),
             // The dialler's application was reset while REFUSED was on its way.
             Next::Frame(Ok(Some(Control::Reset))) => return Ok(()),
             Next::Frame(Ok(Some(other))) => {
                 link.abort(false);
-                return Err(peer.tunnel_error(format!("unexpected frame {other:?}")));
+                return Err(ServeError::tunnel(peer, format!("unexpected frame {other:?}")));
             }
             Next::Drain => return leave(link, settings).await,
         };
@@ -62,7 +61,7 @@ pub(in crate::transport) async fn serve<H: Admit>(
             tracing::info!(peer = %peer.identity, %error, "a tunnel's identity ended");
             return leave(link, settings).await;
         }
-        match one(link, &peer, handler, open).await {
+        match one(link, peer, handler, open).await {
             Some(free) => link = free,
             None => return Ok(()),
         }
@@ -70,12 +69,7 @@ pub(in crate::transport) async fn serve<H: Admit>(
 }
 
 /// One OPEN. The link comes back when it is free again.
-async fn one<H: Admit>(
-    mut link: Box<Link>,
-    peer: &VerifiedPeer,
-    handler: &H,
-    open: Open,
-) -> Option<Box<Link>> {
+async fn one<H: Admit>(mut link: Box<Link>, peer: &ProvenPeer, handler: &H, open: Open) -> Option<Box<Link>> {
     let admitted = tokio::select! {
         biased;
         admitted = handler.admit(&peer.identity, Protocol::Ferromesh, open) => Some(admitted),
