@@ -64,6 +64,12 @@ pub struct AgentArgs {
     /// Which transports are offered to other agents
     #[arg(long, value_enum, default_value_t = Transport::Auto)]
     pub transport: Transport,
+    /// What becomes of raw, UDP-Lite and SCTP sockets of enrolled pods, which could send past the mesh
+    #[arg(long, value_enum, default_value_t = OtherSockets::Refuse)]
+    pub other_sockets: OtherSockets,
+    /// What becomes of inbound connections to a pod that nobody has classified yet
+    #[arg(long, value_enum, default_value_t = Unclassified::Hold)]
+    pub unclassified: Unclassified,
     /// The form of the log
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -79,6 +85,24 @@ pub enum Transport {
     Auto,
     /// HBONE only.
     Hbone,
+}
+
+/// `--other-sockets`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OtherSockets {
+    /// They cannot be made.
+    Refuse,
+    /// They can, and are counted.
+    Allow,
+}
+
+/// `--unclassified`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Unclassified {
+    /// They wait until the pod is classified.
+    Hold,
+    /// They pass, and are counted.
+    Pass,
 }
 
 /// `--log-format`.

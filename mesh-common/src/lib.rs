@@ -36,7 +36,7 @@ pub const MAX_PENDING: u32 = 65_536;
 /// The most virtual addresses and ports without an endpoint that the kernel is told of.
 pub const MAX_UNSERVED: u32 = 16_384;
 /// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
-pub const MAX_REASONS: u32 = 64;
+pub const MAX_REASONS: u32 = 256;
 /// How many levels below the pods' cgroup root a pod's cgroup may be.
 pub const POD_LEVELS: u32 = 3;
 
@@ -44,6 +44,16 @@ pub const POD_LEVELS: u32 = 3;
 pub const GLOBAL_NODE_NETNS: &str = "NODE_NETNS_COOKIE";
 /// Name of the global that holds the depth of the pods' root in the cgroup hierarchy (u32; the hierarchy's root is 0).
 pub const GLOBAL_ROOT_LEVEL: &str = "ROOT_LEVEL";
+/// Name of the global that says whether sockets that the mesh cannot steer are refused to enrolled pods (u32).
+pub const GLOBAL_REFUSE_SOCKETS: &str = "REFUSE_SOCKETS";
+/// Name of the global that says whether the kernel has MPTCP (u32).
+pub const GLOBAL_HAS_MPTCP: &str = "HAS_MPTCP";
+/// Name of the global that says whether connections to unclassified pods are dropped (u32).
+pub const GLOBAL_HOLD_UNCLASSIFIED: &str = "HOLD_UNCLASSIFIED";
+/// Name of the global that says whether `cgroup_skb` programs can ask for the network namespace's cookie (u32).
+pub const GLOBAL_HAS_SKB_NETNS: &str = "HAS_SKB_NETNS";
+/// Name of the global that holds the agent's own cgroup, if it is below the pods' root (u64).
+pub const GLOBAL_AGENT_CGROUP: &str = "AGENT_CGROUP";
 /// Name of the global that holds the pod index of one `sk_lookup` instance (u32).
 pub const GLOBAL_POD_INDEX: &str = "POD_INDEX";
 
@@ -76,12 +86,15 @@ pub struct Pod {
     pub addr6: Addr,
     /// The pod's index: names its slots in `LISTENERS`.
     pub index: u32,
-    /// [`POD_ENROLLED`] or 0.
+    /// [`POD_ENROLLED`] and [`POD_CLOSED`], or 0.
     pub flags: u32,
 }
 
 /// Flag of [`Pod`]: connections of this pod are redirected to the agent.
 pub const POD_ENROLLED: u32 = 1;
+
+/// Flag of [`Pod`], beside [`POD_ENROLLED`]: the agent cannot serve the pod; its connections are refused, not redirected.
+pub const POD_CLOSED: u32 = 2;
 
 /// Key of `ORIG_DST`: names one redirected connection until the agent has accepted it.
 /// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` and `port` are the client's.

@@ -39,6 +39,42 @@ reasons! {
     ConnectUnserved = "connect_unserved",
     /// connect: `bpf_bind` to the pod's address failed; getsockname is answered by the hook instead.
     ConnectBindFailed = "connect_bind_failed",
+    /// connect: the pod cannot be served now and is kept closed; refused.
+    ConnectPodClosed = "connect_pod_closed",
+    /// bind: nothing that is kept for the agent.
+    BindPassed = "bind_passed",
+    /// bind: something kept for the agent, but not by a pod that is known.
+    BindNotAPod = "bind_not_a_pod",
+    /// bind: one of the agent's ports; refused.
+    BindReservedPort = "bind_reserved_port",
+    /// bind: an address that names connections; refused.
+    BindTokenAddress = "bind_token_address",
+    /// sock_create: not by an enrolled pod.
+    SocketNotEnrolled = "socket_not_enrolled",
+    /// sock_create: TCP or MPTCP, whose connections are redirected.
+    SocketTcp = "socket_tcp",
+    /// sock_create: UDP, which passes.
+    SocketUdp = "socket_udp",
+    /// sock_create: an echo ("ping") socket, which passes.
+    SocketPing = "socket_ping",
+    /// sock_create: a kind that could send past the mesh; let be, by the owner's choice.
+    SocketLetBe = "socket_let_be",
+    /// sock_create: a kind that could send past the mesh; refused.
+    SocketRefused = "socket_refused",
+    /// cgroup ingress: to a listening socket, over loopback.
+    IngressLocal = "ingress_local",
+    /// cgroup ingress: to the agent's own listening socket.
+    IngressAgent = "ingress_agent",
+    /// cgroup ingress: to a listening socket on the node's own network.
+    IngressNodeNetns = "ingress_node_netns",
+    /// cgroup ingress: to a listening socket of a pod that is not enrolled.
+    IngressNotEnrolled = "ingress_not_enrolled",
+    /// cgroup ingress: to an enrolled application, around the agent; dropped.
+    IngressEnrolled = "ingress_enrolled",
+    /// cgroup ingress: to a pod that nobody has classified yet; dropped until somebody has.
+    IngressHeld = "ingress_held",
+    /// cgroup ingress: to a pod that nobody has classified yet; passed, by the owner's choice or for lack of a helper.
+    IngressUnclassified = "ingress_unclassified",
     /// sock_ops: an event that no redirected connection needs.
     SockOpsIgnored = "sock_ops_ignored",
     /// sock_ops: a redirected connection was established; its state is no longer followed.

@@ -2,6 +2,8 @@
 //!
 //! Each test makes a world of its own (one at a time: a lock sees to that) and removes it.
 
+mod backstop;
+mod corners;
 mod endings;
 mod ground;
 mod identity;

@@ -31,6 +31,14 @@ pub(super) fn level(mount: &Path, cgroup: &Path) -> Option<u32> {
     if plain { u32::try_from(below.components().count()).ok() } else { None }
 }
 
+/// The id of this process's own cgroup, if it is below `root`: an agent that is itself a pod.
+pub(super) fn own_below(mount: &Path, root: &Path) -> io::Result<Option<u64>> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
+    let own = mount.join(own);
+    if own.starts_with(root) { sys::cgroup_id(&own).map(Some) } else { Ok(None) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,9 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, ProgramError, SkLookup,
+    SockOps,
+};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use mesh_common::{GLOBAL_NODE_NETNS, GLOBAL_POD_INDEX, GLOBAL_ROOT_LEVEL};
+use mesh_common::{
+    GLOBAL_AGENT_CGROUP, GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS,
+    GLOBAL_POD_INDEX, GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
+};
 use parking_lot::Mutex;
 
 use super::maps::{Maps, checked};
@@ -25,15 +31,22 @@ static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"
 static LOOKUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-lookup.o"));
 
 /// The socket-address hooks; each is the name of its program and of its link's pin.
-const ADDRESS_HOOKS: [&str; 6] = [
+const ADDRESS_HOOKS: [&str; 8] = [
     "on_connect4",
     "on_connect6",
     "on_getpeername4",
     "on_getpeername6",
     "on_getsockname4",
     "on_getsockname6",
+    "on_bind4",
+    "on_bind6",
 ];
+const SOCK_CREATE_HOOK: &str = "on_sock_create";
+const INGRESS_HOOK: &str = "on_ingress";
 const SOCK_OPS_HOOK: &str = "on_sock_ops";
+
+/// There where the kernel has MPTCP.
+const MPTCP_SETTINGS: &str = "/proc/sys/net/mptcp";
 
 /// Where the interceptor works.
 #[derive(Clone, Debug)]
@@ -44,6 +57,10 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// The name of this node, as workloads have it.
     pub node: Arc<str>,
+    /// Refuse enrolled pods the kinds of sockets that could send past the mesh (raw, UDP-Lite, SCTP).
+    pub refuse_sockets: bool,
+    /// Drop inbound connections to pods that nobody has classified yet.
+    pub hold_unclassified: bool,
 }
 
 /// Why connections cannot be intercepted.
@@ -131,6 +148,9 @@ impl Interceptor {
             .ok_or_else(|| InterceptError::NotACgroup(config.pods_root.clone()))?;
         prepare_pins(&config.pin_dir)?;
         let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
+        let agent_cgroup = cgroup::own_below(&mount, &config.pods_root)
+            .map_err(InterceptError::io("looking at the agent's own cgroup"))?
+            .unwrap_or(0);
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&config.pin_dir)
             .map_pin_path("SOCKETS", config.pin_dir.join("SOCKETS"))
@@ -138,6 +158,11 @@ impl Interceptor {
             .allow_unsupported_maps()
             .override_global(GLOBAL_NODE_NETNS, &netns.cookie, true)
             .override_global(GLOBAL_ROOT_LEVEL, &level, true)
+            .override_global(GLOBAL_REFUSE_SOCKETS, &u32::from(config.refuse_sockets), true)
+            .override_global(GLOBAL_HOLD_UNCLASSIFIED, &u32::from(config.hold_unclassified), true)
+            .override_global(GLOBAL_HAS_SKB_NETNS, &u32::from(probe::has_skb_netns()), true)
+            .override_global(GLOBAL_AGENT_CGROUP, &agent_cgroup, true)
+            .override_global(GLOBAL_HAS_MPTCP, &u32::from(Path::new(MPTCP_SETTINGS).exists()), true)
             .load(CGROUP_OBJECT)?;
         let listeners = checked(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
         let maps = Maps::take(&mut object, listeners)?;
@@ -209,22 +234,24 @@ fn attach_all(object: &mut Ebpf, config: &Config) -> Result<(), InterceptError> 
     let root_id = sys::cgroup_id(&config.pods_root)
         .map_err(InterceptError::io(format!("looking at {}", config.pods_root.display())))?;
     let links = links_dir(&config.pin_dir);
-    // First what answers for redirected sockets, then what redirects.
-    let program: &mut SockOps = program(object, SOCK_OPS_HOOK)?;
-    program.load()?;
-    if !adopt(&links.join(SOCK_OPS_HOOK), root_id, program.fd()?.as_fd())? {
-        let id = program.attach(&root, CgroupAttachMode::Single)?;
-        let link = program.take_link(id)?;
-        pin(FdLink::try_from(link), &links.join(SOCK_OPS_HOOK))?;
+    // Adopts the link of an earlier agent, or attaches and pins a new one.
+    macro_rules! attach {
+        ($kind:ty, $name:expr $(, $attach_type:expr)?) => {{
+            let program: &mut $kind = program(object, $name)?;
+            program.load()?;
+            if !adopt(&links.join($name), root_id, program.fd()?.as_fd())? {
+                let id = program.attach(&root, $($attach_type,)? CgroupAttachMode::Single)?;
+                let link = program.take_link(id)?;
+                pin(FdLink::try_from(link), &links.join($name))?;
+            }
+        }};
     }
+    // First what answers for redirected sockets and what keeps others out, then what redirects.
+    attach!(SockOps, SOCK_OPS_HOOK);
+    attach!(CgroupSock, SOCK_CREATE_HOOK);
+    attach!(CgroupSkb, INGRESS_HOOK, CgroupSkbAttachType::Ingress);
     for name in ADDRESS_HOOKS.into_iter().rev() {
-        let program: &mut CgroupSockAddr = self::program(object, name)?;
-        program.load()?;
-        if !adopt(&links.join(name), root_id, program.fd()?.as_fd())? {
-            let id = program.attach(&root, CgroupAttachMode::Single)?;
-            let link = program.take_link(id)?;
-            pin(FdLink::try_from(link), &links.join(name))?;
-        }
+        attach!(CgroupSockAddr, name);
     }
     Ok(())
 }

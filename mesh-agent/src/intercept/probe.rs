@@ -57,6 +57,12 @@ pub fn probe() -> Vec<Probe> {
     probes
 }
 
+/// Whether a `cgroup_skb` program can tell the network namespace (Linux 6.15): without it, inbound connections to pods
+/// that nobody has classified are not held.
+pub(super) fn has_skb_netns() -> bool {
+    is_helper_supported(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie).unwrap_or(false)
+}
+
 const CAPABILITIES: &[(&str, CapabilitySet)] = &[
     ("CAP_BPF", CapabilitySet::BPF),
     ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
@@ -66,6 +72,8 @@ const CAPABILITIES: &[(&str, CapabilitySet)] = &[
 
 const PROGRAMS: &[(&str, ProgramType)] = &[
     ("program: cgroup_sock_addr", ProgramType::CgroupSockAddr),
+    ("program: cgroup_sock", ProgramType::CgroupSock),
+    ("program: cgroup_skb", ProgramType::CgroupSkb),
     ("program: sock_ops", ProgramType::SockOps),
     ("program: sk_lookup", ProgramType::SkLookup),
 ];
@@ -78,6 +86,21 @@ const HELPERS: &[(&str, ProgramType, BpfHelper)] = &[
         "helper: cgroup ancestors in connect",
         ProgramType::CgroupSockAddr,
         BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
+    ),
+    (
+        "helper: error of the caller in connect and bind",
+        ProgramType::CgroupSockAddr,
+        BpfHelper::BPF_FUNC_set_retval,
+    ),
+    (
+        "helper: cgroup ancestors in sock_create",
+        ProgramType::CgroupSock,
+        BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
+    ),
+    (
+        "helper: the receiver's cgroup in ingress",
+        ProgramType::CgroupSkb,
+        BpfHelper::BPF_FUNC_skb_ancestor_cgroup_id,
     ),
     ("helper: socket storage in sock_ops", ProgramType::SockOps, BpfHelper::BPF_FUNC_sk_storage_get),
     ("helper: netns cookie in sock_ops", ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),

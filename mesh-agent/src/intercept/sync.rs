@@ -20,6 +20,8 @@ use mesh_core::snapshot::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
+mod closed;
+
 use super::discover::{self, PodCgroup, Refusal};
 use super::listen;
 use super::load::{self, Interceptor};
@@ -230,7 +232,7 @@ impl Sync {
         if known.is_some_and(|pod| pod.netns.is_some() == workload.enrolled) {
             return Ok(());
         }
-        let Some(cgroup) = discover::cgroup_of(scanned, &workload.uid) else {
+        let Some(cgroup) = discover::cgroup_of(scanned, &workload.uid).cloned() else {
             return if workload.enrolled { Err(Refusal::NoCgroup.into()) } else { Ok(()) };
         };
         let orphan = self.orphans.get(&cgroup.id).map(|pod| pod.index);
@@ -239,7 +241,12 @@ impl Sync {
         let mut pod =
             Local { cgroup: cgroup.clone(), index, addresses: workload.addresses.clone(), netns: None };
         if workload.enrolled {
-            pod.netns = Some(self.enrol(workload, &pod)?);
+            let netns = Arc::new(self.namespace(workload, &cgroup)?);
+            if let Err(error) = self.enrol(workload, &pod, &netns) {
+                self.keep_closed(&workload.uid, pod, netns, &error);
+                return Err(error);
+            }
+            pod.netns = Some(netns);
         } else {
             if orphan.is_some() {
                 self.dismantle(cgroup.id, index);
@@ -251,29 +258,33 @@ impl Sync {
         Ok(())
     }
 
-    fn enrol(&self, workload: &Workload, pod: &Local) -> Result<Arc<NetNs>, EnrolError> {
-        let netns = discover::namespace(&pod.cgroup, &workload.addresses, self.node_cookie)?;
+    /// The network namespace of a pod, when it is that pod's alone.
+    fn namespace(&self, workload: &Workload, cgroup: &PodCgroup) -> Result<NetNs, EnrolError> {
+        let netns = discover::namespace(cgroup, &workload.addresses, self.node_cookie)?;
         let same = |other: &Local| other.netns.as_ref().is_some_and(|held| held.cookie == netns.cookie);
         if let Some((uid, _)) = self.pods.iter().find(|(uid, other)| **uid != workload.uid && same(other)) {
             return Err(Refusal::Taken(uid.clone()).into());
         }
-        let netns = Arc::new(netns);
-        let sockets = listen::open(&netns, &workload.addresses)?;
+        Ok(netns)
+    }
+
+    fn enrol(&self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
+        let sockets = listen::open(netns, &workload.addresses)?;
         for (slot, socket) in &sockets.inbound {
             self.maps.set_listener(pod.index * LISTENERS_PER_POD + *slot as u32, socket)?;
         }
-        load::attach_lookup(&self.config, pod.cgroup.id, pod.index, &netns)?;
+        load::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
         let net = PodNet::new(
             workload.uid.clone(),
             workload.addresses.clone(),
-            Arc::clone(&netns),
+            Arc::clone(netns),
             Arc::clone(&self.maps),
         );
         let up = PodEvent::Up(Arc::new(net), sockets.into_listeners());
         // Stopping: what is attached stays pinned with empty slots, which is closed.
         self.send(up)?;
         let enrolled = Local {
-            netns: Some(Arc::clone(&netns)),
+            netns: Some(Arc::clone(netns)),
             cgroup: pod.cgroup.clone(),
             addresses: workload.addresses.clone(),
             ..*pod
@@ -285,7 +296,7 @@ impl Sync {
             return Err(error.into());
         }
         tracing::info!(pod = %workload.uid, name = %workload.name, index = pod.index, "enrolled");
-        Ok(netns)
+        Ok(())
     }
 
     /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first

@@ -117,6 +117,11 @@ impl Metrics {
         self.registry.lock().register_collector(Box::new(Kernel(Box::new(read))));
     }
 
+    /// Adds how many enrolled pods are not served.
+    pub fn register_unserved_pods(&self, read: impl Fn() -> usize + Send + Sync + 'static) {
+        self.registry.lock().register_collector(Box::new(UnservedPods(Box::new(read))));
+    }
+
     /// Adds the ends of the certificates that `store` holds.
     pub fn register_certificates(&self, store: Arc<SvidStore>) {
         self.registry.lock().register_collector(Box::new(Certificates(store)));
@@ -174,6 +179,23 @@ impl Collector for Kernel {
             ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
         }
         Ok(())
+    }
+}
+
+/// Enrolled pods that are not served.
+struct UnservedPods(Box<dyn Fn() -> usize + Send + Sync>);
+
+impl fmt::Debug for UnservedPods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UnservedPods")
+    }
+}
+
+impl Collector for UnservedPods {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Enrolled pods of this node that the agent does not serve; status says why";
+        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("unserved_pods", help, None, MetricType::Gauge)?)
     }
 }
 

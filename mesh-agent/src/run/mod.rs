@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, OtherSockets, Unclassified};
 use crate::context::{Context, DataplaneConfig};
 use crate::control::admin::{Admin, AdminSocket};
 use crate::control::{Control, ControlSettings, Controller, NodeIdentity};
@@ -129,6 +129,8 @@ impl Parts {
         let dataplane = Dataplane::start(Arc::new(context), pod_events)?;
         let kernel = Arc::clone(&interceptor);
         self.metrics.register_kernel(move || kernel.reasons());
+        let kernel = Arc::clone(&interceptor);
+        self.metrics.register_unserved_pods(move || kernel.problems().len());
         let (control, pace) = (self.control.clone(), self.settings.clone());
         tasks.spawn(async move { control.run(controller, settings, identity, pace).await });
         Ok(Started { interception, dataplane, readiness: Arc::clone(&self.readiness) })
@@ -156,6 +158,8 @@ impl Parts {
             pods_root: args.pods_cgroup.clone(),
             pin_dir: args.pin_dir.clone(),
             node: args.node.as_str().into(),
+            refuse_sockets: args.other_sockets == OtherSockets::Refuse,
+            hold_unclassified: args.unclassified == Unclassified::Hold,
         };
         // Loading waits for the verifier: not on a thread that answers readiness.
         let started = tokio::task::spawn_blocking(move || Interceptor::start(config)).await?;

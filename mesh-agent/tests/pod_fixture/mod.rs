@@ -171,8 +171,13 @@ impl Fixture {
 
     /// Starts the agent side.
     pub(crate) fn node(&self) -> Node {
-        let config =
-            Config { pods_root: self.pods_root.clone(), pin_dir: self.pin_dir.clone(), node: "node".into() };
+        let config = Config {
+            pods_root: self.pods_root.clone(),
+            pin_dir: self.pin_dir.clone(),
+            node: "node".into(),
+            refuse_sockets: true,
+            hold_unclassified: true,
+        };
         let interceptor = Interceptor::start(config).unwrap();
         let (sender, events) = mpsc::channel(16);
         let running =

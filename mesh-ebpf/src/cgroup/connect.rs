@@ -26,7 +26,7 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
             count(Reason::ConnectRedirected);
             PASS
         }
-        Err(reason @ (Reason::ConnectNoStorage | Reason::ConnectNoToken)) => {
+        Err(reason @ (Reason::ConnectNoStorage | Reason::ConnectNoToken | Reason::ConnectPodClosed)) => {
             count(reason);
             REFUSE
         }
@@ -39,9 +39,7 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
         Err(reason) => {
             count(reason);
             // A socket may have been redirected at an earlier attempt; what it shows from now on is the kernel's truth.
-            if let Some(stale) = storage::of_context(ctx) {
-                stale.kind = 0;
-            }
+            storage::forget(ctx);
             PASS
         }
     }
@@ -71,9 +69,9 @@ pub(crate) fn remember(ctx: &SockAddrContext, dst: Words, key: OrigKey, own: Wor
     Ok(())
 }
 
-/// The dialled port, host order.
+/// The port that the caller named, host order.
 #[inline(always)]
-fn port(ctx: &SockAddrContext) -> u16 {
+pub(crate) fn port(ctx: &SockAddrContext) -> u16 {
     // SAFETY: the kernel gives a valid context. Volatile, so that the read stays four bytes wide.
     let raw = unsafe { core::ptr::addr_of!((*ctx.sock_addr).user_port).read_volatile() };
     u16::from_be(raw as u16)

@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 
+mod bind;
 mod caller;
 mod connect;
 mod connect4;
@@ -15,6 +16,8 @@ mod getpeername4;
 mod getpeername6;
 mod getsockname4;
 mod getsockname6;
+mod ingress;
+mod sock_create;
 mod sock_ops;
 mod storage;
 mod token;

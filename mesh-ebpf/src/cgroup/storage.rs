@@ -1,10 +1,15 @@
 //! The socket's own storage: what it shows instead of its real peer.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::bpf_sk_storage_get;
+use aya_ebpf::helpers::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::Socket;
 use mesh_ebpf::maps::SOCKETS;
+
+/// Whether the kernel has MPTCP.
+#[unsafe(no_mangle)]
+static HAS_MPTCP: Global<u32> = Global::new(0);
 
 /// The storage of the context's socket, if it has any.
 #[inline(always)]
@@ -22,10 +27,37 @@ pub(crate) fn save(ctx: &SockAddrContext, value: &mut Socket) -> Option<&'static
     // SAFETY: as above.
     let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(value)).as_mut() }?;
     *storage = copy;
+    if let Some(parent) = of_parent(ctx, Some(value)) {
+        *parent = copy;
+    }
     Some(storage)
 }
 
-/// The storage of a socket in `sock_ops`, if it has any; `create` makes it.
+/// The context's socket is not redirected (any more): what it shows from now on is the kernel's truth.
+#[inline(always)]
+pub(crate) fn forget(ctx: &SockAddrContext) {
+    if let Some(stale) = of_context(ctx) {
+        stale.kind = 0;
+    }
+    if let Some(stale) = of_parent(ctx, None) {
+        stale.kind = 0;
+    }
+}
+
+/// The storage of the MPTCP socket that the application holds, when the context's socket is a subflow of it: `connect()`
+/// shows the hook the subflow, `getpeername()` the parent.
+#[inline(always)]
+fn of_parent(ctx: &SockAddrContext, create: Option<&mut Socket>) -> Option<&'static mut Socket> {
+    if HAS_MPTCP.load() == 0 {
+        // Not even the helper's name may reach the verifier of a kernel that has no MPTCP.
+        return None;
+    }
+    // SAFETY: the context's socket is valid for the run of the program; the helper answers null unless it is a subflow.
+    let parent = unsafe { bpf_skc_to_mptcp_sock((*ctx.sock_addr).__bindgen_anon_1.sk.cast()) };
+    of_socket(parent.cast(), create)
+}
+
+/// The storage of a socket, if it has any; `create` makes it.
 #[inline(always)]
 pub(crate) fn of_socket(sk: *mut bpf_sock, create: Option<&mut Socket>) -> Option<&'static mut Socket> {
     if sk.is_null() {

@@ -1,0 +1,122 @@
+//! No plaintext reaches an application around the agent: not while the agent is dead, not without `sk_lookup`, not before
+//! a pod is known.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Result, ensure};
+use mesh_tests::apps;
+use mesh_tests::world::{Pod, PodSpec, Process, binary};
+use serde_json::{Value, json};
+
+use crate::shop::{ECHO, Shop, VIP, echoed, text};
+
+/// How often the kernel programs ended how.
+const KERNEL: &str = "ferromesh_kernel_decisions_total";
+
+fn counted(shop: &Shop, reason: &str) -> Result<f64> {
+    Ok(shop.mesh.metrics(2)?.sum(KERNEL, &[("reason", reason)]))
+}
+
+/// Asks, not waiting long.
+fn ask(from: &Pod, to: &str) -> Result<Value> {
+    from.peer(&["talk", "--to", to, "--send", "hello", "--timeout-ms", "1500"])
+}
+
+/// Neither family of `pod` lets anybody in: no connection (to whom an agent stands between: none that carries), so not
+/// one byte.
+fn unreached(from: &Pod, pod: &Pod) -> Result<()> {
+    for to in [pod.at(ECHO), pod.at6(ECHO)] {
+        let told = ask(from, &to)?;
+        ensure!(
+            (told["connect"] != "ok" || from.spec.namespace == "shop") && text(&told["received"]).is_empty(),
+            "{} {to}: {told}",
+            from.name()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn not_one_plaintext_byte_reaches_an_application_while_the_agent_is_dead() -> Result<()> {
+    let mut shop = Shop::open()?;
+    shop.mesh.manifests.mesh_config("shop", json!({ "mtls": { "mode": "STRICT" } }))?;
+    let (far, near) = (shop.mesh.pod("plain", "far", 1)?, shop.mesh.pod("plain", "near", 2)?);
+    let _near = apps::peer_server(&near, "echo", ECHO, &[])?;
+    shop.mesh.in_force("the plain pod to be known", || echoed(&shop.ask_from(&far, &near.at(ECHO))?))?;
+    let empty = counted(&shop, "lookup_empty_slot")?;
+    shop.mesh.kill_agent(2);
+    // The old pod: its lookup stays pinned and its slots are empty.
+    let pin =
+        shop.mesh.world.node(2).pins.join("lookups").join(fs::metadata(shop.api.cgroup())?.ino().to_string());
+    ensure!(pin.exists(), "{} is gone", pin.display());
+    for from in [&far, &near, &shop.web] {
+        unreached(from, &shop.api)?;
+    }
+    // A new pod, which nobody has classified.
+    let late = shop.mesh.pod("shop", "late", 2)?;
+    let _late = apps::peer_server(&late, "echo", ECHO, &[])?;
+    for from in [&far, &near, &shop.web] {
+        unreached(from, &late)?;
+    }
+    // Who is known not to be enrolled is served as ever, and so is what a pod dials itself.
+    echoed(&shop.ask_from(&far, &near.at(ECHO))?)?;
+    echoed(&shop.ask_from(&near, &near.at(ECHO))?)?;
+    shop.mesh.start_agent(2)?;
+    shop.until_asking(&shop.web, &late.at(ECHO), true)?;
+    echoed(&shop.ask()?)?;
+    ensure!(counted(&shop, "lookup_empty_slot")? >= empty + 6.0);
+    ensure!(counted(&shop, "ingress_held")? >= 6.0, "{}", counted(&shop, "ingress_held")?);
+    // Strict all the same.
+    let told = ask(&far, &late.at(ECHO))?;
+    ensure!(text(&told["received"]).is_empty(), "{told}");
+    Ok(())
+}
+
+#[test]
+fn an_enrolled_pod_without_its_lookup_is_reached_by_nobody_around_the_agent() -> Result<()> {
+    let shop = Shop::open()?;
+    let far = shop.mesh.pod("plain", "far", 1)?;
+    shop.until_asking(&far, &shop.api.at(ECHO), true)?;
+    let lookups = shop.mesh.world.node(2).pins.join("lookups");
+    fs::remove_file(lookups.join(fs::metadata(shop.api.cgroup())?.ino().to_string()))?;
+    unreached(&far, &shop.api)?;
+    ensure!(counted(&shop, "ingress_enrolled")? >= 2.0);
+    // The pod itself still reaches its own, and others.
+    echoed(&shop.ask_from(&shop.api, &shop.api.at(ECHO))?)?;
+    echoed(&shop.ask_from(&shop.api, &format!("127.0.0.1:{ECHO}"))?)
+}
+
+#[test]
+fn a_pod_that_nobody_knows_is_held_and_the_node_itself_is_not() -> Result<()> {
+    let shop = Shop::open()?;
+    let far = shop.mesh.pod("plain", "far", 1)?;
+    let stranger = shop.mesh.world.pod(&PodSpec::new("plain", "stranger", 2))?;
+    let _echo = apps::peer_server(&stranger, "echo", ECHO, &[])?;
+    unreached(&far, &stranger)?;
+    // A pod on the node's own network: its cgroup is a pod's, nobody knows it, and it serves.
+    let node = shop.mesh.world.node(2).clone();
+    let mut place = node.place();
+    place.cgroup = node.pods_cgroup().join("podhostnetwork");
+    fs::create_dir_all(&place.cgroup)?;
+    let listen = format!("[::]:{ECHO}");
+    let _host = Process::start(&place, "host-echo", &binary("peer")?, &["echo", "--listen", &listen])?;
+    let at_node = format!("{}:{ECHO}", node.v4);
+    shop.mesh.in_force("the node's own to answer", || echoed(&shop.ask_from(&far, &at_node)?))?;
+    // Replies to what a held pod dials come in.
+    echoed(&shop.ask_from(&stranger, &at_node)?)?;
+    // As a kubelet's probe would: from the node, to a pod that is not enrolled and to one that is.
+    shop.mesh.manifests.pod(&stranger)?;
+    for to in [stranger.at(ECHO), shop.api.at(ECHO)] {
+        shop.mesh.in_force("the node to reach the pod", || {
+            let probe = ["talk", "--to", &to, "--send", "hello", "--half-close"];
+            let ended = Process::start(&node.place(), "probe", &binary("peer")?, &probe)?
+                .wait(std::time::Duration::from_secs(20))?;
+            // All probes write to the same file.
+            echoed(&serde_json::from_str(ended.stdout.lines().last().unwrap_or_default())?)
+        })?;
+    }
+    echoed(&shop.ask_from(&far, &stranger.at(ECHO))?)?;
+    shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), true)?;
+    Ok(())
+}
