@@ -248,7 +248,7 @@ fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
 }
 
 #[test]
-fn a_taken_port_keeps_the_pod_unenrolled_with_a_problem() {
+fn a_taken_port_keeps_the_pod_closed_with_a_problem() {
     let Some(fixture) = Fixture::new("port") else { return };
     let mut pod = fixture.pod();
     let mut outsider = fixture.outsider();
@@ -260,7 +260,9 @@ fn a_taken_port_keeps_the_pod_unenrolled_with_a_problem() {
     let problems = node.interceptor.problems();
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].reason, "port 15006 is taken in the pod's network namespace");
-    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=PermissionDenied");
+    assert_eq!(outsider.ask(&format!("connect {POD4}:15006")), "error=ConnectionRefused");
+    assert_eq!(node.reason("connect_pod_closed"), 1);
     drop(pod);
     let mut again = fixture.pod();
     let (_net, listeners) = node.up();
