@@ -5,6 +5,7 @@
 //! dies.
 
 mod accept_loop;
+mod lend;
 mod pod;
 mod worker;
 
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::context::Context;
 use crate::intercept::{PodEvent, PodListeners, PodNet};
 
+pub use lend::{LendError, Lender};
 pub(crate) use pod::PodState;
 pub(crate) use worker::Worker;
 use worker::{Fleet, Order};
@@ -72,6 +74,11 @@ impl Dataplane {
     /// Connections that are open now, tunnels without one included.
     pub fn open(&self) -> usize {
         self.fleet.open()
+    }
+
+    /// Gives copies of the listeners to a successor.
+    pub fn lender(&self) -> Lender {
+        Lender::new(Arc::clone(&self.fleet))
     }
 
     /// Stops accepting, waits for the open connections up to `limit`, ends the rest, and returns when all have ended.

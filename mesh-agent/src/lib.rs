@@ -11,6 +11,7 @@ pub mod control;
 pub mod dataplane;
 #[cfg(test)]
 mod fixture;
+pub mod handover;
 pub mod identify;
 mod inbound;
 pub mod intercept;

@@ -113,12 +113,25 @@ impl Snapshot {
 
     /// The delta that makes this snapshot out of an empty one.
     pub fn whole(&self) -> Delta {
-        let workloads = self.workloads.values().map(|w| Upsert::Workload((**w).clone()));
-        let services = self.services.values().map(|s| Upsert::Service((**s).clone()));
-        let policies = self.policies.values().map(|p| Upsert::Policy((**p).clone()));
-        let absent = self.absent.iter().copied().map(Upsert::Absent);
-        let upserts = policies.chain(workloads).chain(services).chain(absent).collect();
-        Delta { version: self.version, reset: true, upserts, removes: Vec::new() }
+        // Every field by name: one that is added later is not forgotten here.
+        let Self {
+            version,
+            trust_domain: _,
+            workloads,
+            by_address: _,
+            services,
+            by_vip: _,
+            policies,
+            absent,
+            unserved,
+        } = self;
+        let workloads = workloads.values().map(|held| Upsert::Workload(Workload::clone(held)));
+        let services = services.values().map(|held| Upsert::Service(Service::clone(held)));
+        let policies = policies.values().map(|held| Upsert::Policy(AuthorizationPolicy::clone(held)));
+        let absent = absent.iter().copied().map(Upsert::Absent);
+        let unserved = unserved.iter().copied().map(Upsert::Unserved);
+        let upserts = policies.chain(workloads).chain(services).chain(absent).chain(unserved).collect();
+        Delta { version: *version, reset: true, upserts, removes: Vec::new() }
     }
 
     /// What `address` is, so far as this agent knows.

@@ -13,6 +13,7 @@ mod leases;
 mod lifecycle;
 mod policy;
 mod proxy;
+mod replacement;
 mod robustness;
 mod rogue;
 mod services;

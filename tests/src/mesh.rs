@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::access_log::{self, AccessLog};
@@ -26,11 +26,13 @@ pub struct Options {
     pub transports: Vec<&'static str>,
     /// How long certificates live.
     pub svid_ttl: &'static str,
+    /// Further arguments of every agent.
+    pub agent_arguments: Vec<&'static str>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { transports: vec!["auto", "auto"], svid_ttl: "24h" }
+        Self { transports: vec!["auto", "auto"], svid_ttl: "24h", agent_arguments: Vec::new() }
     }
 }
 
@@ -160,11 +162,28 @@ impl Mesh {
             "--transport".to_owned(),
             transport.to_owned(),
         ];
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let more = self.options.agent_arguments.iter().copied();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();
         let name = format!("agent-{}-{}", node.name, self.starts);
         let process = Process::start(&node.place(), &name, &binary("mesh-agent")?, &arguments)?;
         self.agents[usize::from(number) - 1] = Some(process);
         Ok(())
+    }
+
+    /// Starts a node's agent beside the running one, and waits until it has taken over. The old one goes out; it drains.
+    pub fn replace_agent(&mut self, number: u8) -> Result<Process> {
+        let old = self.take_agent(number)?;
+        self.launch_agent(number)?;
+        let new = self.agent(number)?;
+        poll::until("the new agent to take over", READY, || {
+            if !new.running() {
+                bail!(poll::Hopeless("it has ended"));
+            }
+            ensure!(new.stdout().contains("took over from the running agent"), "it has not said so");
+            Ok(())
+        })
+        .with_context(|| format!("{}\n{}", new.tail(), old.tail()))?;
+        Ok(old)
     }
 
     /// Waits until the agent says that it is ready.
@@ -205,9 +224,19 @@ impl Mesh {
         self.agents[usize::from(number) - 1].as_mut().ok_or_else(|| anyhow!("node {number} has no agent"))
     }
 
+    /// Takes a node's agent out, as it runs.
+    pub fn take_agent(&mut self, number: u8) -> Result<Process> {
+        self.agents[usize::from(number) - 1].take().ok_or_else(|| anyhow!("node {number} has no agent"))
+    }
+
+    /// Puts one back.
+    pub fn put_agent(&mut self, number: u8, agent: Process) {
+        self.agents[usize::from(number) - 1] = Some(agent);
+    }
+
     /// Ends a node's agent with SIGTERM and waits for its end.
     pub fn stop_agent(&mut self, number: u8) -> Result<Finished> {
-        let agent = self.agents[usize::from(number) - 1].take().ok_or_else(|| anyhow!("no agent"))?;
+        let agent = self.take_agent(number)?;
         agent.terminate()?;
         agent.wait(Duration::from_secs(60))
     }

@@ -5,9 +5,11 @@
 use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,11 +47,25 @@ impl std::fmt::Debug for Admin {
     }
 }
 
-/// A bound socket; its file goes when this is dropped.
+/// A bound socket.
 #[derive(Debug)]
 pub struct AdminSocket {
     listener: UnixListener,
+    file: Arc<SocketFile>,
+}
+
+/// The file of a socket; it goes when the last holder of this is dropped, if it is this agent's.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
+    own: AtomicBool,
+}
+
+impl SocketFile {
+    /// Says whether the file is this agent's: a successor uses the same one.
+    pub fn own(&self, own: bool) {
+        self.own.store(own, Ordering::SeqCst);
+    }
 }
 
 impl AdminSocket {
@@ -71,12 +87,32 @@ impl AdminSocket {
         let listener = UnixListener::bind(&beside)?;
         fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
         fs::rename(&beside, path)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, file: Arc::new(SocketFile { path: path.to_owned(), own: true.into() }) })
+    }
+
+    /// The one at `path` that another agent still owns.
+    pub fn inherit(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let file = Arc::new(SocketFile { path: path.to_owned(), own: false.into() });
+        Ok(Self { listener: UnixListener::from_std(listener)?, file })
+    }
+
+    /// Its file.
+    pub fn file(&self) -> Arc<SocketFile> {
+        Arc::clone(&self.file)
+    }
+
+    /// The same socket once more.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
     }
 }
 
-impl Drop for AdminSocket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
+        if !self.own.load(Ordering::SeqCst) {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, path = %self.path.display(), "the administration socket was not removed");
         }

@@ -11,6 +11,7 @@ mod client;
 mod dial;
 mod explain;
 mod files;
+mod handover;
 mod kept;
 mod lookup;
 mod metrics;
@@ -22,8 +23,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use backoff::Backoff;
-pub use certs::{CertificateError, NodeError, NodeIdentity, NodeSettings};
+use certs::Keyring;
+pub use certs::{CertificateError, NodeError, NodeIdentity, NodeSettings, PortableSvid};
 pub use dial::{CONTROLLER_NAME, Controller, ControllerError};
+pub use handover::{ControlState, ImportError};
 pub use lookup::{Lookup, LookupError, LookupSettings};
 pub use metrics::ControlMetrics;
 pub use published::Published;
@@ -64,6 +67,7 @@ pub struct Control {
     /// What it counts.
     pub metrics: ControlMetrics,
     bundle: Bundle,
+    keyring: Arc<Keyring>,
 }
 
 impl Control {
@@ -72,7 +76,8 @@ impl Control {
         let published = Published::new(node.trust_domain.clone());
         let metrics = ControlMetrics::default();
         let lookup = Lookup::new(published.clone(), settings.lookup, metrics.clone());
-        Self { published, svids, lookup, status: Arc::default(), metrics, bundle: Bundle::default() }
+        let (bundle, keyring) = (Bundle::default(), Arc::default());
+        Self { published, svids, lookup, status: Arc::default(), metrics, bundle, keyring }
     }
 
     /// Takes over the snapshot that an earlier agent of this node kept on disk, so that pods are classified before the
@@ -130,6 +135,7 @@ impl Control {
             controller: Arc::clone(&controller),
             published: self.published.clone(),
             svids: Arc::clone(&self.svids),
+            keyring: Arc::clone(&self.keyring),
             node: node.node.as_str().into(),
             status: Arc::clone(&self.status),
             metrics: self.metrics.clone(),

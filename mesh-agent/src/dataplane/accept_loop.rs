@@ -19,15 +19,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a pod at its limit is looked at again.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Accepts for ever; stop it by aborting its task, which closes the listener.
-pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, listener: std::net::TcpListener) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(pod = %pod.net.uid, ?port, %error, "a listener cannot be watched; it stays closed");
-            return;
-        }
-    };
+/// Accepts for ever; stop it by aborting its task.
+pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, listener: Rc<TcpListener>) {
     let mut pause = FIRST_PAUSE;
     loop {
         wait_for_room(&worker, &pod).await;

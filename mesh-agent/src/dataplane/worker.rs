@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ use super::pod::{PodSlot, PodState};
 use crate::accept::{self, AcceptError};
 use crate::authorize::{Cut, CutReason, Live, Permit, Registered};
 use crate::context::Context;
-use crate::intercept::PodListeners;
+use crate::intercept::{PodListeners, PodNet};
 use crate::observe::{AcceptFailure, Outcome};
 use crate::transport::{Acceptor, Dialer, PodConnect};
 use crate::{inbound, outbound};
@@ -62,6 +63,8 @@ pub(super) enum Order {
     StopAccepting(WorkloadUid),
     /// Carry a connection that another worker accepted; it is counted already.
     Carry(Handed<std::net::TcpStream>, Busy),
+    /// Give a copy of each listener, and go on accepting.
+    Lend(UnboundedSender<Lent>),
     /// End the connections and close the idle tunnels of a pod that is gone.
     CutPod(WorkloadUid),
     /// Close all listeners and idle tunnels.
@@ -70,6 +73,21 @@ pub(super) enum Order {
     CutAll,
     /// End the thread; what still runs is dropped.
     Exit,
+}
+
+/// A copy of one of a pod's listeners: the same socket of the kernel.
+#[derive(Debug)]
+pub(super) struct Lent {
+    pub(super) pod: Arc<PodNet>,
+    pub(super) port: Port,
+    pub(super) listener: io::Result<TcpListener>,
+}
+
+/// What a worker accepts on for one pod; aborting the tasks and dropping this closes the listeners.
+#[derive(Debug)]
+struct Accepting {
+    pod: Arc<PodNet>,
+    listeners: Vec<(Port, Rc<tokio::net::TcpListener>, AbortHandle)>,
 }
 
 /// All workers.
@@ -85,6 +103,12 @@ pub(super) struct Busy(Arc<AtomicUsize>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Accepting {
+    fn stop(self) {
+        self.listeners.iter().for_each(|(_, _, task)| task.abort());
     }
 }
 
@@ -161,7 +185,7 @@ pub(crate) struct Worker {
     /// Serves 15008.
     pub(crate) acceptor: Rc<Acceptor>,
     live: Rc<Live>,
-    accepting: RefCell<HashMap<WorkloadUid, Vec<AbortHandle>>>,
+    accepting: RefCell<HashMap<WorkloadUid, Accepting>>,
 }
 
 /// Starts the thread of worker `index`.
@@ -208,6 +232,7 @@ impl Worker {
             match order {
                 Order::Accept(pod, listeners) => self.accept(&pod, listeners),
                 Order::StopAccepting(uid) => self.stop_accepting(&uid),
+                Order::Lend(to) => self.lend(&to),
                 Order::Carry(handed, busy) => self.take(handed, busy),
                 Order::CutPod(uid) => {
                     self.live.cut_pod(&uid);
@@ -231,21 +256,40 @@ impl Worker {
         let PodListeners { outbound, inbound, mtls } = listeners;
         let ports: [(Port, Vec<TcpListener>); 3] =
             [(Port::Outbound, outbound), (Port::Plain, inbound), (Port::Mtls, mtls)];
-        let mut tasks = Vec::new();
+        let mut accepting = Accepting { pod: Arc::clone(&pod.net), listeners: Vec::new() };
         for (port, listeners) in ports {
             for listener in listeners {
-                let run = accept_loop::run(Rc::clone(self), Arc::clone(pod), port, listener);
-                tasks.push(spawn_local(run).abort_handle());
+                match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        let listener = Rc::new(listener);
+                        let run =
+                            accept_loop::run(Rc::clone(self), Arc::clone(pod), port, Rc::clone(&listener));
+                        accepting.listeners.push((port, listener, spawn_local(run).abort_handle()));
+                    }
+                    Err(error) => {
+                        tracing::error!(pod = %pod.net.uid, ?port, %error, "a listener cannot be watched; it stays closed");
+                    }
+                }
             }
         }
-        if let Some(old) = self.accepting.borrow_mut().insert(pod.net.uid.clone(), tasks) {
-            old.iter().for_each(AbortHandle::abort);
+        if let Some(old) = self.accepting.borrow_mut().insert(pod.net.uid.clone(), accepting) {
+            old.stop();
         }
     }
 
     fn stop_accepting(&self, uid: &WorkloadUid) {
-        for task in self.accepting.borrow_mut().remove(uid).into_iter().flatten() {
-            task.abort();
+        if let Some(old) = self.accepting.borrow_mut().remove(uid) {
+            old.stop();
+        }
+    }
+
+    fn lend(&self, to: &UnboundedSender<Lent>) {
+        for Accepting { pod, listeners } in self.accepting.borrow().values() {
+            for (port, listener, _) in listeners {
+                let copy = listener.as_fd().try_clone_to_owned().map(TcpListener::from);
+                // Whoever asked may have given up.
+                let _unwanted = to.send(Lent { pod: Arc::clone(pod), port: *port, listener: copy });
+            }
         }
     }
 

@@ -84,6 +84,23 @@ fn listen(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
 }
 
 impl Sockets {
+    /// Goes on with the listeners of the agent before: the same sockets, so that what waits in them is not lost.
+    pub(super) fn adopt(listeners: PodListeners) -> io::Result<Self> {
+        let slots = |listeners: Vec<TcpListener>, v4, v6| {
+            listeners.into_iter().map(move |listener| {
+                let slot = if listener.local_addr()?.is_ipv6() { v6 } else { v4 };
+                Ok((slot, Socket::from(listener)))
+            })
+        };
+        let PodListeners { outbound, inbound, mtls } = listeners;
+        let plain = slots(inbound, ListenerSlot::InboundV4, ListenerSlot::InboundV6);
+        let mtls = slots(mtls, ListenerSlot::MtlsV4, ListenerSlot::MtlsV6);
+        Ok(Self {
+            outbound: outbound.into_iter().map(Socket::from).collect(),
+            inbound: plain.chain(mtls).collect::<io::Result<_>>()?,
+        })
+    }
+
     /// The listeners as the data plane takes them.
     pub(super) fn into_listeners(self) -> PodListeners {
         let mut listeners = PodListeners {

@@ -183,6 +183,11 @@ impl Interceptor {
         reasons
     }
 
+    /// The kernel's id of the map of listeners; see [`super::Inherited::new`].
+    pub fn listeners_map(&self) -> u32 {
+        self.maps.listeners_id
+    }
+
     /// What this node lacks for interception, and the mend.
     pub fn probe() -> Vec<probe::Probe> {
         probe::probe()

@@ -21,6 +21,8 @@ pub(super) struct Maps {
     pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
     pub(super) unserved: Mutex<HashMap<MapData, Endpoint, u8>>,
     listeners: Mutex<SockMap<MapData>>,
+    /// The kernel's id of the map of listeners.
+    pub(super) listeners_id: u32,
     reasons: PerCpuArray<MapData, u64>,
 }
 
@@ -33,7 +35,12 @@ impl std::fmt::Debug for Maps {
 impl Maps {
     /// Takes the maps out of an object that was loaded with them pinned.
     pub(super) fn take(object: &mut Ebpf, listeners: Map) -> Result<Self, InterceptError> {
+        let listeners_id = match &listeners {
+            Map::SockMap(data) => data.info()?.id(),
+            _ => return Err(InterceptError::OtherLayout("LISTENERS")),
+        };
         Ok(Self {
+            listeners_id,
             pods: Mutex::new(checked(object, "PODS")?.try_into()?),
             originals: Mutex::new(checked(object, "ORIG_DST")?.try_into()?),
             clients: Mutex::new(checked(object, "CLIENTS")?.try_into()?),

@@ -6,19 +6,22 @@
 
 mod cgroup;
 mod discover;
+mod inherit;
 mod listen;
 mod load;
 mod maps;
 mod pod;
 mod probe;
 mod problem;
+mod running;
 mod sweep;
 mod sync;
 mod unserved;
 
 pub use discover::Refusal;
+pub use inherit::{Inherited, NotAListener};
 pub use load::{Config, InterceptError, Interceptor};
 pub use pod::{PodEvent, PodListeners, PodNet};
 pub use probe::{Probe, probe};
 pub use problem::PodProblem;
-pub use sync::Running;
+pub use running::{Holder, Running};

@@ -23,11 +23,13 @@ use tokio::sync::{mpsc, watch};
 mod closed;
 
 use super::discover::{self, PodCgroup, Refusal};
+use super::inherit::Inherited;
 use super::listen;
 use super::load::{self, Interceptor};
 use super::maps::addr;
 use super::pod::{PodEvent, PodNet};
 use super::problem::{EnrolError, PodProblem};
+use super::running::{Holder, Running};
 use super::sweep::{self, Sweeper};
 use super::unserved::Unserved;
 use crate::sys::NetNs;
@@ -36,31 +38,6 @@ use crate::sys::NetNs;
 const SCAN: Duration = Duration::from_millis(200);
 /// How often the thread asks for a newer snapshot.
 const TICK: Duration = Duration::from_millis(20);
-
-/// The running synchronisation. Dropping it stops the thread and leaves the kernel as it is.
-#[derive(Debug)]
-pub struct Running {
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Running {
-    /// Stops and waits until the thread has ended.
-    pub fn stop(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the interception thread had panicked");
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
 
 impl Interceptor {
     /// Starts to keep the kernel in step. Until a first snapshot (version above 0) is published, whatever an earlier
@@ -71,7 +48,20 @@ impl Interceptor {
         versions: watch::Receiver<u64>,
         events: mpsc::Sender<PodEvent>,
     ) -> io::Result<Running> {
-        let stop = Arc::new(AtomicBool::new(false));
+        self.run_after(None, snapshots, versions, events)
+    }
+
+    /// [`Interceptor::run`], with the listeners that the agent before handed over.
+    pub fn run_after(
+        &self,
+        inherited: Option<Inherited>,
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        versions: watch::Receiver<u64>,
+        events: mpsc::Sender<PodEvent>,
+    ) -> io::Result<Running> {
+        let (stop, holder) = (Arc::new(AtomicBool::new(false)), Holder::default());
+        // In another map the slots are empty.
+        let same_map = inherited.as_ref().is_some_and(|i| i.listeners_map == self.maps.listeners_id);
         let mut sync = Sync {
             config: self.config.clone(),
             maps: Arc::clone(&self.maps),
@@ -84,11 +74,15 @@ impl Interceptor {
             orphans: HashMap::new(),
             scan_error: None,
             pins_checked: false,
+            takes_over: inherited.is_some(),
+            inherited: inherited.unwrap_or_default(),
+            same_map,
+            holder: holder.clone(),
         };
         let thread = thread::Builder::new()
             .name("intercept".into())
             .spawn(move || sync.serve(&snapshots, versions))?;
-        Ok(Running { stop, thread: Some(thread) })
+        Ok(Running::new(stop, holder, thread))
     }
 }
 
@@ -116,11 +110,19 @@ struct Sync {
     orphans: HashMap<u64, Pod>,
     scan_error: Option<io::ErrorKind>,
     pins_checked: bool,
+    /// Another agent runs and gives way: its records are still to be taken.
+    takes_over: bool,
+    inherited: Inherited,
+    /// The slots have the inherited listeners already.
+    same_map: bool,
+    holder: Holder,
 }
 
 impl Sync {
     fn serve(&mut self, snapshots: &ArcSwap<Snapshot>, mut versions: watch::Receiver<u64>) {
-        sweep::clear(&self.maps, None);
+        if !self.takes_over {
+            sweep::clear(&self.maps, None);
+        }
         self.orphans = self.maps.pods.lock().iter().filter_map(Result::ok).collect();
         let mut sweeper = Sweeper::new();
         let mut unserved = Unserved::adopt(&self.maps, Arc::clone(&self.unserved_left_out));
@@ -128,8 +130,9 @@ impl Sync {
         while !self.stop.load(Ordering::Relaxed) && !self.events.is_closed() {
             let now = Instant::now();
             // A closed channel means that the control plane ended: the cgroups are followed all the same.
+            let pauses = self.holder.pauses();
             let newer = versions.has_changed().unwrap_or(false);
-            if newer || now >= scan_due {
+            if !pauses && (newer || now >= scan_due) {
                 versions.mark_unchanged();
                 scan_due = now + SCAN;
                 let snapshot = snapshots.load_full();
@@ -168,7 +171,9 @@ impl Sync {
             }
         }
         self.release_orphans(&local, &scanned);
+        self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
         self.publish(problems);
+        self.holder.settle();
     }
 
     /// Un-enrols what is gone or no longer to be enrolled.
@@ -268,11 +273,8 @@ impl Sync {
         Ok(netns)
     }
 
-    fn enrol(&self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
-        let sockets = listen::open(netns, &workload.addresses)?;
-        for (slot, socket) in &sockets.inbound {
-            self.maps.set_listener(pod.index * LISTENERS_PER_POD + *slot as u32, socket)?;
-        }
+    fn enrol(&mut self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
+        let sockets = self.listeners(workload, pod, netns)?;
         load::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
         let net = PodNet::new(
             workload.uid.clone(),
@@ -297,6 +299,27 @@ impl Sync {
         }
         tracing::info!(pod = %workload.uid, name = %workload.name, index = pod.index, "enrolled");
         Ok(())
+    }
+
+    /// The pod's listeners, in their slots: those of the agent before, or new ones.
+    fn listeners(
+        &mut self,
+        workload: &Workload,
+        pod: &Local,
+        netns: &NetNs,
+    ) -> Result<listen::Sockets, EnrolError> {
+        let inherited = self.inherited.take(&workload.uid, netns.cookie);
+        let in_place = inherited.is_some() && self.same_map;
+        let sockets = match inherited {
+            Some(listeners) => listen::Sockets::adopt(listeners).map_err(Refusal::Io)?,
+            None => listen::open(netns, &workload.addresses)?,
+        };
+        if !in_place {
+            for (slot, socket) in &sockets.inbound {
+                self.maps.set_listener(pod.index * LISTENERS_PER_POD + *slot as u32, socket)?;
+            }
+        }
+        Ok(sockets)
     }
 
     /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first

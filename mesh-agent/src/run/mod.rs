@@ -4,9 +4,12 @@
 
 mod local;
 mod pods;
+mod ports;
 mod steady;
+mod takeover;
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -17,45 +20,46 @@ use tokio::task::JoinSet;
 
 use crate::config::{AgentArgs, OtherSockets, Unclassified};
 use crate::context::{Context, DataplaneConfig};
-use crate::control::admin::{Admin, AdminSocket};
 use crate::control::{Control, ControlSettings, Controller, NodeIdentity};
 use crate::dataplane::Dataplane;
+use crate::handover::{Giver, Offer, Place};
 use crate::identify::SvidStore;
-use crate::intercept::{Config, Interceptor, PodEvent, Running, probe};
-use crate::observe::{self, Metrics, Readiness, SeriesLimits};
+use crate::intercept::{Config, Inherited, Interceptor, PodEvent, Running, probe};
+use crate::observe::{Metrics, Readiness, SeriesLimits};
 use local::Node;
 use pods::ServedPods;
+use ports::{Ports, Served};
 use steady::Steady;
+use takeover::Predecessor;
 
 /// Pod events on their way; more wait in the interceptor.
 const EVENTS: usize = 64;
 
-/// Runs the agent until SIGTERM or SIGINT, then drains.
+/// Runs the agent until SIGTERM or SIGINT, or until a successor serves; then drains.
 pub async fn run(args: AgentArgs) -> Result<()> {
     let terminated = termination()?;
-    let parts = Parts::new(&args);
-    let metrics_port = tokio::net::TcpListener::bind(args.metrics_addr)
-        .await
-        .with_context(|| format!("--metrics-addr {}", args.metrics_addr))?;
-    let admin_socket = AdminSocket::bind(&args.admin_socket)
-        .with_context(|| format!("--admin-socket {}", args.admin_socket.display()))?;
+    let (parts, predecessor) = takeover::begin(&args).await;
     let mut tasks = JoinSet::new();
-    tasks.spawn(observe::serve(metrics_port, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness)));
-    let admin = Admin::new(args.node_settings(), parts.control.clone(), Arc::clone(&parts.node) as _);
-    tasks.spawn(admin.serve(admin_socket));
     tasks.spawn(Arc::clone(&parts.metrics).expire_series(parts.control.published.clone()));
-
     tokio::pin!(terminated);
-    let started = tokio::select! {
-        started = parts.start(&args, &mut tasks) => started?,
+    let up = tokio::select! {
+        up = parts.bring_up(&args, predecessor, &mut tasks) => up?,
         () = &mut terminated => {
             tracing::info!("ended before it had started");
             return Ok(());
         }
     };
     tracing::info!(node = %args.node, "the agent has started");
+    let (started, served) = up;
+    let (port_tasks, file) = (served.tasks(), Arc::clone(&served.file));
+    let giver = Giver::new(served.handover, started.offer(&args, &parts, served.metrics, served.admin));
     tokio::select! {
         () = &mut terminated => {}
+        given_up = giver.replaced() => {
+            tracing::info!("a successor serves");
+            ports::leave(&port_tasks, &file);
+            given_up.done().await;
+        }
         Some(ended) = tasks.join_next() => {
             tracing::error!(?ended, "a part of the agent ended; draining");
             started.drain(&args).await;
@@ -79,6 +83,8 @@ struct Parts {
 /// What has to be drained.
 struct Started {
     interception: Running,
+    /// See [`Interceptor::listeners_map`].
+    listeners_map: u32,
     dataplane: Dataplane,
     readiness: Arc<Readiness>,
 }
@@ -105,13 +111,40 @@ impl Parts {
         Self { svids, control, settings, metrics, readiness, node }
     }
 
-    async fn start(&self, args: &AgentArgs, tasks: &mut JoinSet<()>) -> Result<Started> {
+    /// Starts everything and serves the node's sockets: at once, or when the agent before gives way.
+    async fn bring_up(
+        &self,
+        args: &AgentArgs,
+        predecessor: Option<Predecessor>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(Started, Served)> {
+        let Some(predecessor) = predecessor else {
+            let served = Ports::bind(args).await?.serve(args, self, tasks)?;
+            return Ok((self.start(args, None, tasks).await?, served));
+        };
+        let (claim, pods, node) = predecessor.split();
+        let ports = Ports::inherit(args, node)?;
+        let started = self.start(args, Some(pods), tasks).await?;
+        takeover::finish(claim, &started.interception.holder()).await?;
+        let served = ports.serve(args, self, tasks)?;
+        served.file.own(true);
+        Ok((started, served))
+    }
+
+    async fn start(
+        &self,
+        args: &AgentArgs,
+        inherited: Option<Inherited>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Started> {
         let settings = args.node_settings();
         let controller = self.controller(args)?;
-        // First of all: pods are classified by it, also when the controller is away.
-        self.control.restore(&settings);
+        // First of all: pods are classified by it, also when the controller is away. A successor has a newer one.
+        if inherited.is_none() {
+            self.control.restore(&settings);
+        }
         let identity = NodeIdentity::obtain(&controller, &settings).await?;
-        let (interceptor, interception, events) = self.intercept(args).await?;
+        let (interceptor, interception, events) = self.intercept(args, inherited).await?;
         let (to_dataplane, pod_events) = mpsc::channel(EVENTS);
         tasks.spawn(Arc::clone(&self.node.pods).follow(events, to_dataplane));
         let mut config = DataplaneConfig { workers: args.workers, ..DataplaneConfig::default() };
@@ -127,13 +160,14 @@ impl Parts {
             config,
         };
         let dataplane = Dataplane::start(Arc::new(context), pod_events)?;
-        let kernel = Arc::clone(&interceptor);
+        let (kernel, listeners_map) = (Arc::clone(&interceptor), interceptor.listeners_map());
         self.metrics.register_kernel(move || kernel.reasons());
         let kernel = Arc::clone(&interceptor);
         self.metrics.register_unserved_pods(move || kernel.problems().len());
         let (control, pace) = (self.control.clone(), self.settings.clone());
         tasks.spawn(async move { control.run(controller, settings, identity, pace).await });
-        Ok(Started { interception, dataplane, readiness: Arc::clone(&self.readiness) })
+        let readiness = Arc::clone(&self.readiness);
+        Ok(Started { interception, listeners_map, dataplane, readiness })
     }
 
     fn controller(&self, args: &AgentArgs) -> Result<Arc<Controller>> {
@@ -147,6 +181,7 @@ impl Parts {
     async fn intercept(
         &self,
         args: &AgentArgs,
+        inherited: Option<Inherited>,
     ) -> Result<(Arc<Interceptor>, Running, mpsc::Receiver<PodEvent>)> {
         anyhow::ensure!(
             args.pods_cgroup.is_dir(),
@@ -175,7 +210,7 @@ impl Parts {
         })?);
         let (sender, events) = mpsc::channel(EVENTS);
         let published = &self.control.published;
-        let running = interceptor.run(published.slot(), published.watch(), sender)?;
+        let running = interceptor.run_after(inherited, published.slot(), published.watch(), sender)?;
         // Set once: this runs once.
         if self.node.interceptor.set(Arc::clone(&interceptor)).is_err() {
             tracing::error!("interception was started twice");
@@ -185,6 +220,19 @@ impl Parts {
 }
 
 impl Started {
+    /// What a successor gets of this agent.
+    fn offer(&self, args: &AgentArgs, parts: &Parts, metrics: OwnedFd, admin: OwnedFd) -> Offer {
+        Offer {
+            place: Place::of(args),
+            control: parts.control.clone(),
+            lender: self.dataplane.lender(),
+            holder: self.interception.holder(),
+            listeners_map: self.listeners_map,
+            metrics,
+            admin,
+        }
+    }
+
     /// Stops accepting, waits for open connections, ends the rest. The kernel programs stay pinned and keep pods closed.
     async fn drain(self, args: &AgentArgs) {
         tracing::info!(open = self.dataplane.open(), limit = ?args.drain_limit(), "draining");

@@ -1,5 +1,5 @@
-//! A tunnel that is ready to carry one connection, over whichever transport ALPN chose; once more over a fresh one when
-//! the far side cannot have read what was asked.
+//! A tunnel that is ready to carry one connection, over whichever transport ALPN chose; over a fresh one when the far
+//! side cannot have read what was asked.
 
 use std::rc::Rc;
 
@@ -12,6 +12,10 @@ use super::key::PoolKey;
 use super::lease::{self, Lease};
 use super::{End, Protocol, Relayed, Target, near as socket};
 use crate::authorize::Cut;
+
+/// Fresh tunnels that are tried after one that was not read. The first may still be accepted by an agent that gives way to
+/// its successor, and says DRAIN before it reads anything.
+const FRESH_TRIES: u32 = 2;
 
 /// A tunnel that is ready to carry one connection.
 #[derive(Debug)]
@@ -68,6 +72,7 @@ impl<C: Connect> Tunnel<C> {
         }
         let Self { dialer, target, mut dialled } = self;
         let (mut near, mut replay) = (near, replay);
+        let mut tries = 0;
         loop {
             let attempt = match dialled {
                 Dialled::Lease(lease) => lease::carry(&dialer, &target, lease, near, replay, &mut cut).await,
@@ -77,14 +82,14 @@ impl<C: Connect> Tunnel<C> {
                 Attempt::Over(relayed) => return relayed,
                 Attempt::Unread { near: same, replay: kept, text, key, warm } => {
                     (near, replay) = (same, kept);
-                    if !warm {
+                    tries += u32::from(!warm);
+                    if tries >= FRESH_TRIES {
                         return ended(near, &replay, End::TunnelLost(text));
                     }
                     (text, key)
                 }
             };
-            tracing::debug!(error = %text, "a warm tunnel had died; dialling a fresh one");
-            // A fresh tunnel is never warm, so there is one more try only.
+            tracing::debug!(error = %text, "a tunnel had died unread; dialling a fresh one");
             dialled = tokio::select! {
                 fresh = dialer.dial(&target, key) => match fresh {
                     Ok(fresh) => fresh,

@@ -44,6 +44,8 @@ pub enum CertificateError {
 #[derive(Clone, Debug)]
 pub(super) struct Issued {
     pub(super) key: Arc<CertifiedKey>,
+    /// The private key as bytes: `key` does not give it out.
+    pub(super) pkcs8: Arc<PrivatePkcs8KeyDer<'static>>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
@@ -71,9 +73,10 @@ pub(super) fn accept(
     if not_after <= now {
         return Err(CertificateError::Expired(rfc3339(not_after)));
     }
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key_pkcs8));
+    let pkcs8 = PrivatePkcs8KeyDer::from(key_pkcs8);
+    let key = PrivateKeyDer::Pkcs8(pkcs8.clone_key());
     let key = Arc::new(CertifiedKey::from_der(chain, key, &provider())?);
-    Ok(Issued { key, not_before, not_after })
+    Ok(Issued { key, pkcs8: Arc::new(pkcs8), not_before, not_after })
 }
 
 fn check(leaf: &CertificateDer<'_>, name: &str) -> Result<(SystemTime, SystemTime), CertificateError> {

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::issued::{CertificateError, Issued, accept, new_key, request, rfc3339};
+use super::keyring::Keyring;
 use super::renewal;
 use crate::control::dial::explain_status;
 use crate::control::status::CertificateProblem;
@@ -41,6 +42,7 @@ pub(in crate::control) struct Signer {
     pub(in crate::control) controller: Arc<Controller>,
     pub(in crate::control) published: Published,
     pub(in crate::control) svids: Arc<SvidStore>,
+    pub(in crate::control) keyring: Arc<Keyring>,
     pub(in crate::control) node: Arc<str>,
     pub(in crate::control) status: Arc<ControlStatus>,
     pub(in crate::control) metrics: ControlMetrics,
@@ -61,7 +63,8 @@ type Attempt = (SpiffeId, Result<Issued, SignError>);
 impl Signer {
     /// Keeps the store as described above, for ever.
     pub(in crate::control) async fn run(self) {
-        let generation = AtomicU64::new(1);
+        // Those that another agent handed over count from 1.
+        let generation = AtomicU64::new(self.svids.all().len() as u64 + 1);
         let mut versions = self.published.watch();
         let mut slots: HashMap<SpiffeId, Slot> = HashMap::new();
         let mut attempts: JoinSet<Attempt> = JoinSet::new();
@@ -98,17 +101,32 @@ impl Signer {
             if !keep {
                 tracing::info!(%identity, "no enrolled workload has this identity any more");
                 self.svids.remove(identity);
+                self.keyring.forget(identity);
                 self.status.certificates_changed.notify_one();
             }
             keep
         });
         for identity in wanted {
-            slots.entry(identity).or_insert_with(|| Slot {
-                due: Instant::now(),
-                busy: false,
-                backoff: self.backoff.clone(),
-                problem: Some("not obtained yet".to_owned()),
-            });
+            if !slots.contains_key(&identity) {
+                let slot = self.first_slot(&identity);
+                slots.insert(identity, slot);
+            }
+        }
+    }
+
+    /// An SVID that another agent handed over is renewed in its turn; any other is obtained now.
+    fn first_slot(&self, identity: &SpiffeId) -> Slot {
+        let (backoff, now) = (self.backoff.clone(), SystemTime::now());
+        match self.svids.get(identity, now) {
+            Some(held) => {
+                let due =
+                    Instant::now() + renewal::wait(held.not_before, held.not_before, held.not_after, now);
+                Slot { due, busy: false, backoff, problem: None }
+            }
+            None => {
+                let problem = Some("not obtained yet".to_owned());
+                Slot { due: Instant::now(), busy: false, backoff, problem }
+            }
         }
     }
 
@@ -145,13 +163,16 @@ impl Signer {
                 slot.due = Instant::now() + renewal::wait(now, issued.not_before, issued.not_after, now);
                 self.metrics.certificates_signed.inc();
                 tracing::info!(%identity, until = %rfc3339(issued.not_after), "obtained a certificate");
+                // Never repeats, also when an identity leaves the node and comes back.
+                let generation = generation.fetch_add(1, Ordering::Relaxed);
+                self.keyring.keep(identity.clone(), generation, issued.pkcs8);
+                let (not_before, not_after) = (issued.not_before, issued.not_after);
                 self.svids.put(Arc::new(Svid {
                     identity,
                     key: issued.key,
-                    not_before: issued.not_before,
-                    not_after: issued.not_after,
-                    // Never repeats, also when an identity leaves the node and comes back.
-                    generation: generation.fetch_add(1, Ordering::Relaxed),
+                    not_before,
+                    not_after,
+                    generation,
                 }));
                 self.status.certificates_changed.notify_one();
             }

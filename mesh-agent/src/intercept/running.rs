@@ -1,0 +1,83 @@
+//! Handles of the thread that keeps the kernel in step: stop it, pause it while another agent is about to take over, ask
+//! whether it has done its first round.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// The running synchronisation. Dropping it stops the thread and leaves the kernel as it is.
+#[derive(Debug)]
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    holder: Holder,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Makes the synchronisation pause while another agent is about to take over.
+#[derive(Clone, Debug, Default)]
+pub struct Holder(Arc<Pace>);
+
+#[derive(Debug, Default)]
+struct Pace {
+    hold: AtomicBool,
+    held: AtomicBool,
+    settled: AtomicBool,
+}
+
+impl Holder {
+    /// Asks for a pause, or for its end.
+    pub fn hold(&self, hold: bool) {
+        // An answer to an earlier question is none to this one.
+        self.0.held.store(false, Ordering::SeqCst);
+        self.0.hold.store(hold, Ordering::SeqCst);
+    }
+
+    /// Whether the thread does nothing now, and will not until the pause ends.
+    pub fn is_held(&self) -> bool {
+        self.0.held.load(Ordering::SeqCst)
+    }
+
+    /// Whether a snapshot was brought into the kernel at least once.
+    pub fn is_settled(&self) -> bool {
+        self.0.settled.load(Ordering::SeqCst)
+    }
+
+    /// A snapshot was brought into the kernel.
+    pub(super) fn settle(&self) {
+        self.0.settled.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the thread has to pause.
+    pub(crate) fn pauses(&self) -> bool {
+        let hold = self.0.hold.load(Ordering::SeqCst);
+        self.0.held.store(hold, Ordering::SeqCst);
+        hold
+    }
+}
+
+impl Running {
+    pub(super) fn new(stop: Arc<AtomicBool>, holder: Holder, thread: JoinHandle<()>) -> Self {
+        Self { stop, holder, thread: Some(thread) }
+    }
+
+    /// Pauses it.
+    pub fn holder(&self) -> Holder {
+        self.holder.clone()
+    }
+
+    /// Stops and waits until the thread has ended.
+    pub fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the interception thread had panicked");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
