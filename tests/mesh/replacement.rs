@@ -1,12 +1,20 @@
 //! An agent that gives way to its successor, under load.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use mesh_tests::apps::{Nginx, peer_server};
 use mesh_tests::mesh::Options;
-use mesh_tests::world::{Finished, Pod, Process};
+use mesh_tests::world::{Finished, Pod, Process, binary};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::shop::{ECHO, EXACT, Shop, VIP, echoed};
 
@@ -26,6 +34,11 @@ fn wrk(pod: &Pod, url: &str, name: &str, more: &[&str]) -> Result<Process> {
     arguments.extend(more);
     arguments.push(url);
     pod.spawn(name, "wrk", &arguments)
+}
+
+/// How many connections of a ticker did not work.
+fn failed(ticker: &Process) -> usize {
+    ticker.stdout().lines().filter(|tick| !tick.contains("\"ok\"")).count()
 }
 
 /// Ends wrk; how many requests were answered. Any error fails.
@@ -66,8 +79,7 @@ fn the_agent_is_replaced_ten_times_under_http_and_bulk_load() -> Result<()> {
     let told = bulk.wait(Duration::from_secs(180))?.json()?;
     eprintln!("bulk through all replacements: {told}");
     let ticks = ticker.stdout();
-    let failed: Vec<&str> = ticks.lines().filter(|tick| !tick.contains("\"ok\"")).collect();
-    ensure!(failed.is_empty() && ticks.lines().count() > 100, "{failed:?}");
+    ensure!(failed(&ticker) == 0 && ticks.lines().count() > 100, "{ticks}");
     let (kept, fresh) = (answered(kept)?, answered(fresh)?);
     eprintln!("requests: {kept} on kept connections, {fresh} on fresh ones; {} ticks", ticks.lines().count());
     ensure!(kept > 1000 && fresh > 1000, "{kept} and {fresh} requests are too few to tell");
@@ -105,11 +117,71 @@ fn a_successor_that_dies_before_it_serves_leaves_the_running_agent_as_it_was() -
     // A pod that comes now is enrolled: the running agent keeps the kernel in step again.
     let other = shop.mesh.pod("shop", "other", 1)?;
     shop.mesh.enrolled(&[&other])?;
-    let ticks = ticker.stdout();
-    let failed: Vec<&str> = ticks.lines().filter(|tick| !tick.contains("\"ok\"")).collect();
-    ensure!(failed.is_empty(), "{failed:?}");
+    ensure!(failed(&ticker) == 0, "{}", ticker.stdout());
     let old = shop.mesh.replace_agent(1)?;
     drop(ticker);
     ensure!(old.wait(END)?.ok(), "the old agent failed");
     echoed(&shop.ask()?)
+}
+
+/// Every hook at the node's pods, by its attach type, with how many programs of ours it has.
+fn hooks(cgroup: &Path) -> Result<BTreeMap<String, usize>> {
+    let output = Command::new("bpftool").args(["-j", "cgroup", "show"]).arg(cgroup).output()?;
+    ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stderr));
+    let mut hooks = BTreeMap::new();
+    let shown: Value = serde_json::from_slice(&output.stdout)?;
+    for program in shown.as_array().context("not a list")? {
+        *hooks.entry(program["attach_type"].to_string()).or_default() += 1;
+    }
+    Ok(hooks)
+}
+
+/// Looks at the hooks again and again until told to stop: how often, or what was wrong.
+fn watch(cgroup: &Path, expected: &BTreeMap<String, usize>, stop: &AtomicBool) -> Result<u64> {
+    let mut looks = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let seen = hooks(cgroup)?;
+        ensure!(seen == *expected, "at look {looks} the hooks had {seen:?}, not {expected:?}");
+        looks += 1;
+    }
+    Ok(looks)
+}
+
+#[test]
+fn an_upgrade_and_a_downgrade_under_traffic_leave_exactly_one_program_a_hook_at_every_moment() -> Result<()> {
+    let mut shop = shop()?;
+    let other_build = shop.mesh.world.files.join("mesh-agent-other");
+    fs::copy(binary("mesh-agent")?, &other_build)?;
+    // Bytes behind the end of an executable change nothing but what it is.
+    fs::File::options().append(true).open(&other_build)?.write_all(b"another build")?;
+    let cgroup = shop.mesh.world.node(1).pods_cgroup();
+    let expected = hooks(&cgroup)?;
+    ensure!(expected.len() >= 7 && expected.values().all(|count| *count == 1), "{expected:?}");
+    let to = format!("{VIP}:{ECHO}");
+    let ticker = shop.web.spawn_peer(&["ticker", "--to", &to, "--text", "tick", "--every-ms", "10"])?;
+    let stop = AtomicBool::new(false);
+    let (looks, changed) = thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&cgroup, &expected, &stop));
+        let mut change = || {
+            // By handover, and by a stop and a start.
+            for build in [Some(other_build.clone()), None, Some(other_build.clone()), None] {
+                shop.mesh.agent_program = build;
+                drop(shop.mesh.replace_agent(1)?.wait(END)?.success()?);
+            }
+            ensure!(failed(&ticker) == 0, "a handover refused a connection");
+            shop.mesh.agent_program = Some(other_build.clone());
+            ensure!(shop.mesh.stop_agent(1)?.ok(), "the agent failed");
+            shop.mesh.start_agent(1)
+        };
+        let changed = change();
+        stop.store(true, Ordering::Relaxed);
+        (watcher.join(), changed)
+    });
+    changed?;
+    let looks = looks.map_err(|_| anyhow!("the watcher panicked"))??;
+    eprintln!("looked {looks} times");
+    ensure!(looks > 50, "only {looks} looks");
+    drop(ticker);
+    shop.until_asking(&shop.web, &to, true)?;
+    Ok(())
 }

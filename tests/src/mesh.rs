@@ -40,6 +40,8 @@ impl Default for Options {
 pub struct Mesh {
     /// The manifests that the controller reads.
     pub manifests: Manifests,
+    /// Another build of the agent, for those that are started from now on.
+    pub agent_program: Option<PathBuf>,
     options: Options,
     controller: Option<Process>,
     agents: Vec<Option<Process>>,
@@ -69,7 +71,7 @@ impl Mesh {
         let world = World::with_nodes(u8::try_from(options.transports.len())?)?;
         let manifests = Manifests::new(world.files.join("manifests"))?;
         let agents = options.transports.iter().map(|_| None).collect();
-        Ok(Self { manifests, options, controller: None, agents, starts: 0, world })
+        Ok(Self { manifests, agent_program: None, options, controller: None, agents, starts: 0, world })
     }
 
     fn state(&self, of: &str) -> Result<PathBuf> {
@@ -165,7 +167,8 @@ impl Mesh {
         let more = self.options.agent_arguments.iter().copied();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();
         let name = format!("agent-{}-{}", node.name, self.starts);
-        let process = Process::start(&node.place(), &name, &binary("mesh-agent")?, &arguments)?;
+        let program = self.agent_program.clone().map_or_else(|| binary("mesh-agent"), Ok)?;
+        let process = Process::start(&node.place(), &name, &program, &arguments)?;
         self.agents[usize::from(number) - 1] = Some(process);
         Ok(())
     }

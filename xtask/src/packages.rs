@@ -42,6 +42,8 @@ pub(crate) const TEST: &[Needed] = &[
     ("python3", "python3"),
     ("java", "default-jdk-headless"),
     ("musl-gcc", "musl-tools"),
+    ("wrk", "wrk"),
+    ("bpftool", "bpftool"),
 ];
 
 /// Installs the packages whose programs are missing.

@@ -2,6 +2,7 @@
 //! renewed at half of its life, forgotten with the last such workload. When the controller is away the old one stays
 //! until it ends, and asking goes on with growing waits.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,9 +108,9 @@ impl Signer {
             keep
         });
         for identity in wanted {
-            if !slots.contains_key(&identity) {
-                let slot = self.first_slot(&identity);
-                slots.insert(identity, slot);
+            if let Entry::Vacant(vacant) = slots.entry(identity) {
+                let first = self.first_slot(vacant.key());
+                vacant.insert(first);
             }
         }
     }
