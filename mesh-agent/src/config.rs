@@ -58,7 +58,10 @@ pub struct AgentArgs {
     /// Threads of the data plane; 0: one a core
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
-    /// How long open connections may go on after SIGTERM
+    /// The most files and sockets that this process may have open; a connection takes two or three
+    #[arg(long, default_value_t = 1 << 20)]
+    pub max_open_files: u64,
+    /// How long open connections may go on after SIGTERM, or after a successor serves
     #[arg(long, default_value_t = 30)]
     pub drain_seconds: u64,
     /// Which transports are offered to other agents

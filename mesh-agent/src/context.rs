@@ -29,6 +29,10 @@ pub struct DataplaneConfig {
     pub label_wait: Duration,
     /// The most connections that one pod may have open through the agent; accept pauses for it alone above that.
     pub connections_per_pod: usize,
+    /// The most connections to one pod's 15008 that have not proven who they are; each has the handshake's time limit.
+    pub handshakes_per_pod: usize,
+    /// The most connections that one pod may make in a second; as many may come at once.
+    pub dials_per_second: u32,
     /// Limits of the dialling side.
     pub dialer: DialerSettings,
     /// Limits of the accepting side.
@@ -43,6 +47,8 @@ impl Default for DataplaneConfig {
             svid_wait: Duration::from_secs(5),
             label_wait: Duration::from_millis(300),
             connections_per_pod: 16_384,
+            handshakes_per_pod: 512,
+            dials_per_second: 20_000,
             dialer: DialerSettings::default(),
             acceptor: AcceptorSettings::default(),
         }

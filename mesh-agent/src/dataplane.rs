@@ -5,6 +5,7 @@
 //! dies.
 
 mod accept_loop;
+mod descriptors;
 mod lend;
 mod pod;
 mod worker;
@@ -22,7 +23,8 @@ use crate::context::Context;
 use crate::intercept::{PodEvent, PodListeners, PodNet};
 
 pub use lend::{LendError, Lender};
-pub(crate) use pod::PodState;
+use pod::Caps;
+pub(crate) use pod::{Handshaking, PodState};
 pub(crate) use worker::Worker;
 use worker::{Fleet, Order};
 
@@ -65,8 +67,12 @@ impl Dataplane {
             threads.push(thread.map_err(|source| StartError::Worker { index, source })?);
         }
         let (stop, stopped) = oneshot::channel();
-        let pods =
-            Pods { fleet: Arc::clone(&fleet), most: ctx.config.connections_per_pod, known: HashMap::new() };
+        let most = Caps {
+            connections: ctx.config.connections_per_pod.min(fleet.descriptors.fair_share()),
+            handshakes: ctx.config.handshakes_per_pod,
+            dials_per_second: ctx.config.dials_per_second,
+        };
+        let pods = Pods { fleet: Arc::clone(&fleet), most, known: HashMap::new() };
         let dispatcher = tokio::spawn(pods.follow(events, stopped));
         Ok(Self { fleet, threads, stop, dispatcher })
     }
@@ -112,7 +118,7 @@ impl Dataplane {
 /// The pods that are served.
 struct Pods {
     fleet: Arc<Fleet>,
-    most: usize,
+    most: Caps,
     /// Pods that were seen and are not gone, with the worker that accepts for them.
     known: HashMap<WorkloadUid, (Arc<PodState>, usize)>,
 }

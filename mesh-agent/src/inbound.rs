@@ -1,6 +1,7 @@
 //! A connection to a pod, from accept to the last byte: by mutual TLS on 15008 (each OPEN or CONNECT is one), or in
 //! plaintext on 15006. One record goes out for each, whatever happens.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,12 +16,17 @@ use tokio::net::TcpStream;
 use crate::accept::{self, Accepted};
 use crate::authorize::{self, Permit, Registered};
 use crate::context::Context;
-use crate::dataplane::{PodState, Worker};
+use crate::dataplane::{Handshaking, PodState, Worker};
 use crate::observe::{AcceptFailure, Facts, Outcome, Record, Reporter, Side};
 use crate::transport::{self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError};
 
 /// Serves one connection to a pod's 15008 to its end: handshake with the pod's own SVID, then any number of OPENs.
-pub(crate) async fn serve_mtls(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, pod: Arc<PodState>) {
+pub(crate) async fn serve_mtls(
+    worker: Rc<Worker>,
+    (io, peer): (TcpStream, SocketAddr),
+    pod: Arc<PodState>,
+    handshaking: Option<Handshaking>,
+) {
     let peer = accept::canonical(peer);
     let Some(workload) = worker.ctx.snapshot().workload(&pod.net.uid).cloned() else {
         refuse(&worker.ctx, (io, peer), Side::default(), Outcome::unknown_source(&pod.net.uid));
@@ -31,7 +37,8 @@ pub(crate) async fn serve_mtls(worker: Rc<Worker>, io: TcpStream, peer: SocketAd
         refuse(&worker.ctx, (io, peer), Side::unproven(&workload), outcome);
         return;
     };
-    let gate = Rc::new(Gate { worker: Rc::clone(&worker), pod: Arc::clone(&pod), peer });
+    let handshaking = Cell::new(handshaking);
+    let gate = Rc::new(Gate { worker: Rc::clone(&worker), pod: Arc::clone(&pod), peer, handshaking });
     match worker.acceptor.serve(io, &svid, gate, pod.drain()).await {
         Ok(()) => {}
         Err(ServeError::Handshake { reason, .. }) => {
@@ -64,6 +71,8 @@ struct Gate {
     pod: Arc<PodState>,
     /// Who dialled 15008: the pod's address, unless something translates it.
     peer: SocketAddr,
+    /// Until the peer has proven who it is.
+    handshaking: Cell<Option<Handshaking>>,
 }
 
 /// Travels with an admitted connection.
@@ -74,6 +83,10 @@ pub(crate) struct Passed {
 
 impl Admit for Gate {
     type Record = Passed;
+
+    fn proven(&self) {
+        drop(self.handshaking.take());
+    }
 
     async fn admit(
         &self,

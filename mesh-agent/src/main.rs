@@ -11,8 +11,6 @@ use tracing_subscriber::EnvFilter;
 
 /// Threads of the control plane; the data plane has its own.
 const CONTROL_THREADS: usize = 2;
-/// A connection takes two descriptors, a tunnel one more.
-const DESCRIPTORS: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -44,7 +42,7 @@ fn start(args: AgentArgs) -> Result<()> {
     if rustls::crypto::CryptoProvider::install_default((*mesh_agent::identify::provider()).clone()).is_err() {
         tracing::debug!("a TLS provider was installed already");
     }
-    raise_descriptor_limit();
+    limit_descriptors(args.max_open_files);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -79,17 +77,16 @@ fn log_to_stdout(args: &AgentArgs) -> Result<()> {
     Ok(())
 }
 
-/// Takes what the system gives; too few are seen later as refused connections, with a counter.
-fn raise_descriptor_limit() {
+/// Takes what the system gives of `wanted`; when they are few, pods are held back sooner, with a counter.
+fn limit_descriptors(wanted: u64) {
     let held = getrlimit(Resource::Nofile);
-    let wanted = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
-    if held.current.is_none_or(|current| current >= DESCRIPTORS)
-        || setrlimit(Resource::Nofile, wanted).is_ok()
-    {
+    let exact = Rlimit { current: Some(wanted), maximum: Some(wanted) };
+    if setrlimit(Resource::Nofile, exact).is_ok() {
         return;
     }
-    let most = Rlimit { current: held.maximum, maximum: held.maximum };
+    let current = held.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let most = Rlimit { current: Some(current), maximum: held.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, most) {
-        tracing::warn!(%error, limit = ?held.current, "the limit of open files could not be raised");
+        tracing::warn!(%error, limit = ?held.current, "the limit of open files could not be set");
     }
 }

@@ -11,6 +11,7 @@ mod interception;
 mod languages;
 mod leases;
 mod lifecycle;
+mod neighbours;
 mod policy;
 mod proxy;
 mod replacement;

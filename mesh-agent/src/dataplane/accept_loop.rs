@@ -4,11 +4,12 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::net::TcpListener;
 
+use super::descriptors::Left;
 use super::pod::PodState;
 use super::worker::{Handed, Port, Worker};
 use crate::observe::AcceptFailure;
@@ -18,17 +19,21 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a pod at its limit is looked at again.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
+/// A pod with fewer connections than this may use the reserve of descriptors.
+const FEW: usize = 32;
 
 /// Accepts for ever; stop it by aborting its task.
 pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, listener: Rc<TcpListener>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        wait_for_room(&worker, &pod).await;
+        wait_for_room(&worker, &pod, port).await;
         match listener.accept().await {
             Ok((stream, peer)) => {
                 pause = FIRST_PAUSE;
                 let slot = pod.enter();
-                worker.place(Handed { stream, peer, port, pod: Arc::clone(&pod), slot });
+                let handshaking = (port == Port::Mtls).then(|| pod.handshaking());
+                worker.descriptors().grant();
+                worker.place(Handed { stream, peer, port, pod: Arc::clone(&pod), slot, handshaking });
             }
             Err(error) if is_passing(&error) => {
                 worker.ctx.metrics.accept_failed(AcceptFailure::Aborted);
@@ -44,14 +49,37 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, list
     }
 }
 
-async fn wait_for_room(worker: &Worker, pod: &PodState) {
-    if !pod.is_full() {
-        return;
+/// Waits while the pod may not have another connection at this port. Others are not held up: each pod's listeners have
+/// loops of their own, and what the kernel queues meanwhile is bounded by the listener's backlog.
+async fn wait_for_room(worker: &Worker, pod: &PodState, port: Port) {
+    let Some(reason) = held_back(worker, pod, port) else { return };
+    worker.ctx.metrics.accept_failed(reason);
+    if pod.tell(Instant::now()) {
+        tracing::warn!(pod = %pod.net.uid, ?port, ?reason, open = pod.open(), "a pod is held back at its limit");
     }
-    worker.ctx.metrics.accept_failed(AcceptFailure::PodLimit);
-    while pod.is_full() {
+    while held_back(worker, pod, port).is_some() {
         tokio::time::sleep(FULL_PAUSE).await;
     }
+}
+
+/// Which limit holds the pod back, if any.
+fn held_back(worker: &Worker, pod: &PodState, port: Port) -> Option<AcceptFailure> {
+    if pod.is_full() {
+        return Some(AcceptFailure::PodLimit);
+    }
+    if port == Port::Mtls && pod.is_besieged() {
+        return Some(AcceptFailure::HandshakeLimit);
+    }
+    match worker.descriptors().left() {
+        Left::Plenty => {}
+        Left::Reserve if pod.open() < FEW => {}
+        Left::Reserve | Left::Nothing => return Some(AcceptFailure::DescriptorReserve),
+    }
+    // Last: it takes what it finds.
+    if port == Port::Outbound && !pod.may_dial(Instant::now()) {
+        return Some(AcceptFailure::DialRate);
+    }
+    None
 }
 
 /// The errors that `accept(2)` reports of one connection; the next one may be fine.

@@ -19,7 +19,8 @@ use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::Instant;
 
 use super::accept_loop;
-use super::pod::{PodSlot, PodState};
+use super::descriptors::Descriptors;
+use super::pod::{Handshaking, PodSlot, PodState};
 use crate::accept::{self, AcceptError};
 use crate::authorize::{Cut, CutReason, Live, Permit, Registered};
 use crate::context::Context;
@@ -52,6 +53,8 @@ pub(super) struct Handed<S> {
     pub(super) port: Port,
     pub(super) pod: Arc<PodState>,
     pub(super) slot: PodSlot,
+    /// On 15008, until the client has proven who it is.
+    pub(super) handshaking: Option<Handshaking>,
 }
 
 /// What a worker is told.
@@ -94,6 +97,7 @@ struct Accepting {
 #[derive(Debug)]
 pub(super) struct Fleet {
     members: Vec<(UnboundedSender<Order>, Arc<AtomicUsize>)>,
+    pub(super) descriptors: Descriptors,
 }
 
 /// Counts a socket as a worker's.
@@ -120,7 +124,7 @@ impl Fleet {
                 ((sender, Arc::default()), inbox)
             })
             .unzip();
-        (Arc::new(Self { members }), inboxes)
+        (Arc::new(Self { members, descriptors: Descriptors::of_process() }), inboxes)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -293,6 +297,10 @@ impl Worker {
         }
     }
 
+    pub(super) fn descriptors(&self) -> &Descriptors {
+        &self.fleet.descriptors
+    }
+
     /// Gives a socket to the least loaded worker.
     pub(super) fn place(self: &Rc<Self>, handed: Handed<TcpStream>) {
         let index = self.fleet.choose(self.index);
@@ -300,10 +308,11 @@ impl Worker {
         if index == self.index {
             return self.carry(handed, busy);
         }
-        let Handed { stream, peer, port, pod, slot } = handed;
+        let Handed { stream, peer, port, pod, slot, handshaking } = handed;
         match stream.into_std() {
             Ok(stream) => {
-                self.fleet.send(index, Order::Carry(Handed { stream, peer, port, pod, slot }, busy));
+                self.fleet
+                    .send(index, Order::Carry(Handed { stream, peer, port, pod, slot, handshaking }, busy));
             }
             Err(error) => self.not_accepted(&AcceptError::Socket(error)),
         }
@@ -311,9 +320,9 @@ impl Worker {
 
     /// Takes a socket that another worker accepted.
     fn take(self: &Rc<Self>, handed: Handed<std::net::TcpStream>, busy: Busy) {
-        let Handed { stream, peer, port, pod, slot } = handed;
+        let Handed { stream, peer, port, pod, slot, handshaking } = handed;
         match TcpStream::from_std(stream) {
-            Ok(stream) => self.carry(Handed { stream, peer, port, pod, slot }, busy),
+            Ok(stream) => self.carry(Handed { stream, peer, port, pod, slot, handshaking }, busy),
             Err(error) => self.not_accepted(&AcceptError::Socket(error)),
         }
     }
@@ -321,7 +330,7 @@ impl Worker {
     fn carry(self: &Rc<Self>, handed: Handed<TcpStream>, busy: Busy) {
         let worker = Rc::clone(self);
         spawn_local(async move {
-            let Handed { stream, peer, port, pod, slot } = handed;
+            let Handed { stream, peer, port, pod, slot, handshaking } = handed;
             let (_busy, _slot) = (busy, slot);
             let net = Arc::clone(&pod.net);
             match port {
@@ -333,7 +342,7 @@ impl Worker {
                     Ok(accepted) => inbound::serve_plain(&worker, accepted, pod).await,
                     Err(error) => worker.not_accepted(&error),
                 },
-                Port::Mtls => inbound::serve_mtls(worker, stream, peer, pod).await,
+                Port::Mtls => inbound::serve_mtls(worker, (stream, peer), pod, handshaking).await,
             }
         });
     }

@@ -40,6 +40,12 @@ pub enum AcceptFailure {
     TunnelError,
     /// The pod has as many connections as it may have; accept pauses.
     PodLimit,
+    /// As many clients of the pod's 15008 as may have not proven who they are; accept pauses.
+    HandshakeLimit,
+    /// The pod makes connections faster than it may; accept pauses.
+    DialRate,
+    /// The process has few descriptors left, and the pod more than a few connections; accept pauses.
+    DescriptorReserve,
 }
 
 impl AcceptFailure {
@@ -52,6 +58,9 @@ impl AcceptFailure {
             Self::Exhausted => "exhausted",
             Self::TunnelError => "tunnel_error",
             Self::PodLimit => "pod_limit",
+            Self::HandshakeLimit => "handshake_limit",
+            Self::DialRate => "dial_rate",
+            Self::DescriptorReserve => "descriptor_reserve",
         }
     }
 }

@@ -230,6 +230,9 @@ pub trait Admit {
     /// Travels with the connection and is given to [`Admit::ended`]; writes its record on drop if never given back.
     type Record;
 
+    /// The handshake is over: the peer has proven who it is.
+    fn proven(&self) {}
+
     /// `peer` was proven by the certificate.
     fn admit(
         &self,

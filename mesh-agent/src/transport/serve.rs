@@ -141,6 +141,7 @@ impl Acceptor {
             tracing::debug!(%error, "a socket option of a tunnel was refused");
         }
         let (io, peer, hbone) = self.handshake(io, svid, address).await.map_err(failed)?;
+        handler.proven();
         if hbone {
             hbone::serve(io, peer, handler, drain, &self.settings).await
         } else {

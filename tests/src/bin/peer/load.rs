@@ -81,3 +81,33 @@ pub(crate) fn rate(to: SocketAddr, seconds: f64, threads: u64) -> Result<Value> 
     });
     Ok(json!({ "per_second": good as f64 / start.elapsed().as_secs_f64(), "good": good, "errors": errors }))
 }
+
+/// Opens and holds connections, for ever, and prints how many are open when that has grown.
+pub(crate) fn hog(to: SocketAddr, count: usize, half_handshake: bool) -> Result<()> {
+    let mut held: Vec<TcpStream> = Vec::new();
+    let mut most = 0;
+    loop {
+        held.retain(|stream| !(half_handshake && is_closed(stream)));
+        while held.len() < count {
+            let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_millis(500)) else { break };
+            stream.set_nonblocking(true)?;
+            // A handshake record of 512 bytes that never comes.
+            if half_handshake && stream.write_all(&[22, 3, 1, 2, 0, 1]).is_err() {
+                break;
+            }
+            held.push(stream);
+        }
+        if held.len() > most {
+            most = held.len();
+            println!("{}", json!({ "open": most }));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn is_closed(stream: &TcpStream) -> bool {
+    match stream.peek(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
+}

@@ -84,6 +84,16 @@ enum Task {
         #[arg(long)]
         count: usize,
     },
+    /// Opens as many connections as it can get, says nothing, and holds them, for ever.
+    Hog {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        count: usize,
+        /// Send the first bytes of a TLS record on each, and open another for each that was closed.
+        #[arg(long)]
+        half_handshake: bool,
+    },
     /// Many short connections, one after the other, on some threads.
     Storm {
         #[arg(long)]
@@ -153,6 +163,7 @@ fn main() -> anyhow::Result<()> {
         Task::ExactServer { listen } => return servers::exact(listen),
         Task::Once { listen } => return servers::once(listen),
         Task::Sink { listen } => return servers::sink(listen),
+        Task::Hog { to, count, half_handshake } => return load::hog(to, count, half_handshake),
         Task::Ticker { to, text, every_ms } => return clients::ticker(to, &text, every_ms),
         Task::AcceptLoop { listen, count, threads } => servers::accept_loop(listen, count, threads)?,
         Task::Talk(talk) => talk.run()?,
