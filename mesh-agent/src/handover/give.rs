@@ -157,7 +157,7 @@ impl Giver {
 
     /// As if this agent ran as another user.
     #[cfg(test)]
-    pub(super) fn as_user(mut self, user: u32) -> Self {
+    pub(super) fn run_by(mut self, user: u32) -> Self {
         self.user = user;
         self
     }

@@ -249,7 +249,7 @@ async fn a_successor_that_dies_or_is_of_another_version_or_place_changes_nothing
 async fn keys_go_to_nobody_of_another_user_and_are_taken_from_nobody_else() {
     let mut old = Old::new([127, 77, 1, 3]).await;
     let socket = old.socket();
-    let giver = old.giver.take().unwrap().as_user(own_user() + 1);
+    let giver = old.giver.take().unwrap().run_by(own_user() + 1);
     let giving = tokio::spawn(giver.replaced());
     let refused = claimed(socket.clone()).await;
     assert!(refused.is_err(), "a stranger was given the keys");
