@@ -6,10 +6,13 @@ mod pod_fixture;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use mesh_agent::intercept::{Interceptor, PodEvent};
+use mesh_common::{Endpoint, MAX_PENDING, MAX_PODS, OrigKey, Pod};
 use pod_fixture::{Fixture, OUT4, OUT6, POD4, POD6, accept};
 
 /// Not a test: what the processes in the pods run.
@@ -278,4 +281,133 @@ fn this_node_has_what_interception_needs() {
     let Some(_fixture) = Fixture::new("probe") else { return };
     let lacking: Vec<_> = Interceptor::probe().into_iter().filter(|probe| !probe.ok).collect();
     assert!(lacking.is_empty(), "{lacking:#?}");
+}
+
+/// Pins a map that is not ours in the place of one.
+fn pin_another(fixture: &Fixture, name: &str) {
+    let pin = fixture.pin_dir.join(name);
+    if pin.exists() {
+        std::fs::remove_file(&pin).unwrap();
+    }
+    std::fs::create_dir_all(&fixture.pin_dir).unwrap();
+    let layout = ["type", "hash", "key", "8", "value", "12", "entries", "4", "name", "another"];
+    let made = Command::new("bpftool").args(["map", "create"]).arg(pin).args(layout).status().unwrap();
+    assert!(made.success());
+}
+
+/// Which programs are attached to the pods' cgroup.
+fn attached(fixture: &Fixture) -> String {
+    let shown = Command::new("bpftool").args(["-j", "cgroup", "show"]).arg(&fixture.pods_root).output();
+    String::from_utf8(shown.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_pinned_map_of_another_version_is_refused_and_what_is_attached_stays() {
+    let Some(fixture) = Fixture::new("layout") else { return };
+    let mut pod = fixture.pod();
+    let mut outsider = fixture.outsider();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    drop(node.up());
+    node.die();
+    assert_eq!(outsider.ask("listen 0.0.0.0:91"), "listening");
+    let before = attached(&fixture);
+    for map in ["PODS", "SOCKETS"] {
+        let kept = fixture.pin_dir.join("kept");
+        std::fs::rename(fixture.pin_dir.join(map), &kept).unwrap();
+        pin_another(&fixture, map);
+        let refused = Interceptor::start(fixture.config()).unwrap_err().to_string();
+        assert!(refused.contains(&format!("the pinned map {map} has another layout")), "{refused}");
+        std::fs::rename(kept, fixture.pin_dir.join(map)).unwrap();
+    }
+    assert_eq!(attached(&fixture), before);
+    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=ConnectionRefused");
+}
+
+#[test]
+fn a_pinned_map_whose_loss_harms_nobody_begins_anew_and_is_counted_and_told() {
+    let Some(fixture) = Fixture::new("anew") else { return };
+    pin_another(&fixture, "REASONS");
+    let mut pod = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(node.reason("pinned_map_renewed"), 1);
+    assert!(node.interceptor.pin_problems()[0].contains("REASONS"));
+    assert_eq!(pod.ask(&format!("connect {OUT4}:80")), format!("peer={OUT4}:80 local={POD4}"));
+    accept(&listeners.outbound);
+    assert_eq!(node.reason("connect_redirected"), 1);
+    node.die();
+}
+
+#[test]
+fn a_pinned_link_that_lost_its_cgroup_is_replaced_and_counted_and_told() {
+    let Some(fixture) = Fixture::new("cgroup") else { return };
+    let node = fixture.node();
+    assert_eq!(node.reason("pinned_link_replaced"), 0);
+    node.die();
+    let hooks = attached(&fixture).matches("attach_type").count();
+    fixture.renew_cgroups();
+    assert_eq!(attached(&fixture).matches("attach_type").count(), 0);
+    let mut pod = fixture.pod();
+    let mut node = fixture.node();
+    assert_eq!(node.reason("pinned_link_replaced") as usize, hooks);
+    assert!(node.interceptor.pin_problems().iter().any(|problem| problem.contains("on_connect4")));
+    assert_eq!(attached(&fixture).matches("attach_type").count(), hooks);
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(pod.ask(&format!("connect {OUT4}:80")), format!("peer={OUT4}:80 local={POD4}"));
+    accept(&listeners.outbound);
+    node.die();
+    let node = fixture.node();
+    assert_eq!(node.reason("pinned_link_replaced"), 0, "a link that is attached was not adopted");
+    node.die();
+}
+
+fn pinned<K: aya::Pod, V: aya::Pod>(fixture: &Fixture, name: &str) -> HashMap<MapData, K, V> {
+    let data = MapData::from_pin(fixture.pin_dir.join(name)).unwrap();
+    Map::from_map_data(data).unwrap().try_into().unwrap()
+}
+
+#[test]
+fn a_full_map_refuses_what_comes_and_counts_it() {
+    let Some(fixture) = Fixture::new("full") else { return };
+    let mut pod = fixture.pod();
+    let mut node = fixture.node();
+    // No place for another pod: it is not enrolled, which is said, until there is one.
+    let mut pods: HashMap<_, u64, Pod> = pinned(&fixture, "PODS");
+    let strangers = u64::MAX - u64::from(MAX_PODS)..u64::MAX;
+    for id in strangers.clone() {
+        pods.insert(id, Pod::default(), 0).unwrap();
+    }
+    fixture.publish(true);
+    let until = Instant::now() + pod_fixture::LIMIT;
+    while !node.interceptor.problems().iter().any(|problem| problem.reason.contains("a map entry")) {
+        assert!(Instant::now() < until, "{:?}", node.interceptor.problems());
+        thread::sleep(Duration::from_millis(10));
+    }
+    for id in strangers {
+        pods.remove(&id).unwrap();
+    }
+    let (net, listeners) = loop {
+        if let PodEvent::Up(net, listeners) = node.event()
+            && !listeners.outbound.is_empty()
+        {
+            thread::sleep(Duration::from_millis(300));
+            if node.interceptor.problems().is_empty() {
+                break (net, listeners);
+            }
+        }
+    };
+    // No place for another original destination: the agent resets the connection, and it is counted.
+    let mut originals: HashMap<_, OrigKey, Endpoint> = pinned(&fixture, "ORIG_DST");
+    for number in 0..MAX_PENDING {
+        let key = OrigKey { netns_cookie: u64::from(number), port: 1, ..OrigKey::default() };
+        originals.insert(key, Endpoint::default(), 0).unwrap();
+    }
+    assert_eq!(pod.ask(&format!("connect {OUT4}:80")), format!("peer={OUT4}:80 local={POD4}"));
+    let (stream, peer) = accept(&listeners.outbound);
+    assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), None);
+    assert_eq!(node.reason("orig_dst_full"), 1);
+    node.die();
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::links::FdLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, ProgramError, SkLookup,
-    SockOps,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program, ProgramError,
+    SkLookup, SockOps,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_common::{
@@ -22,9 +22,9 @@ use mesh_common::{
 };
 use parking_lot::Mutex;
 
-use super::maps::{Maps, checked};
+use super::maps::{Maps, taken};
 use super::problem::PodProblem;
-use super::{cgroup, probe};
+use super::{cgroup, pins, probe};
 use crate::sys::{self, NetNs, PinnedLink};
 
 static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-cgroup.o"));
@@ -96,7 +96,10 @@ pub enum InterceptError {
     NoSuchProgram(&'static str),
     /// A pinned map of another agent version.
     #[error("the pinned map {0} has another layout: un-enrol the node's pods and remove the pins first")]
-    OtherLayout(&'static str),
+    OtherLayout(String),
+    /// The embedded object cannot be read.
+    #[error("the embedded kernel programs cannot be read: {0}")]
+    Object(String),
     /// The loader or the verifier.
     #[error(transparent)]
     Load(#[from] EbpfError),
@@ -130,6 +133,10 @@ pub struct Interceptor {
     pub(super) maps: Arc<Maps>,
     pub(super) node_cookie: u64,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
+    /// Maps of another layout that begin anew.
+    renewed_maps: Vec<String>,
+    /// Links whose cgroup was gone.
+    replaced_links: Vec<&'static str>,
     /// How many addresses without an endpoint the full map could not take, in all.
     pub(super) unserved_left_out: Arc<AtomicU64>,
 }
@@ -147,6 +154,7 @@ impl Interceptor {
         let level = cgroup::level(&mount, &config.pods_root)
             .ok_or_else(|| InterceptError::NotACgroup(config.pods_root.clone()))?;
         prepare_pins(&config.pin_dir)?;
+        let renewed_maps = pins::check(&config.pin_dir, &[CGROUP_OBJECT, LOOKUP_OBJECT])?;
         let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
         let agent_cgroup = cgroup::own_below(&mount, &config.pods_root)
             .map_err(InterceptError::io("looking at the agent's own cgroup"))?
@@ -164,14 +172,16 @@ impl Interceptor {
             .override_global(GLOBAL_AGENT_CGROUP, &agent_cgroup, true)
             .override_global(GLOBAL_HAS_MPTCP, &u32::from(Path::new(MPTCP_SETTINGS).exists()), true)
             .load(CGROUP_OBJECT)?;
-        let listeners = checked(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
+        let listeners = taken(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
         let maps = Maps::take(&mut object, listeners)?;
-        attach_all(&mut object, &config)?;
+        let replaced_links = attach_all(&mut object, &config)?;
         Ok(Self {
             config,
             maps: Arc::new(maps),
             node_cookie: netns.cookie,
             problems: Arc::new(Mutex::new(Vec::new())),
+            renewed_maps,
+            replaced_links,
             unserved_left_out: Arc::default(),
         })
     }
@@ -179,8 +189,23 @@ impl Interceptor {
     /// How often each kernel program ended how, since the maps were made; and what the kernel could not be told.
     pub fn reasons(&self) -> Vec<(&'static str, u64)> {
         let mut reasons = self.maps.reasons();
+        reasons.push(("pinned_map_renewed", self.renewed_maps.len() as u64));
+        reasons.push(("pinned_link_replaced", self.replaced_links.len() as u64));
         reasons.push(("unserved_map_full", self.unserved_left_out.load(Ordering::Relaxed)));
         reasons
+    }
+
+    /// What of an earlier agent's pins could not be adopted, one text each.
+    pub fn pin_problems(&self) -> Vec<String> {
+        let maps = self.renewed_maps.iter().map(|name| {
+            format!("the pinned map {name} had another layout: it began anew when this agent started")
+        });
+        let links = self.replaced_links.iter().map(|name| {
+            format!(
+                "the pinned link {name} had lost its cgroup: it was attached anew when this agent started"
+            )
+        });
+        maps.chain(links).collect()
     }
 
     /// The kernel's id of the map of listeners; see [`super::Inherited::new`].
@@ -233,22 +258,35 @@ fn prepare_pins(pin_dir: &Path) -> Result<(), InterceptError> {
     Ok(())
 }
 
-fn attach_all(object: &mut Ebpf, config: &Config) -> Result<(), InterceptError> {
+/// Attaches every hook; the names of those whose earlier link had lost its cgroup.
+fn attach_all(object: &mut Ebpf, config: &Config) -> Result<Vec<&'static str>, InterceptError> {
     let root = fs::File::open(&config.pods_root)
         .map_err(InterceptError::io(format!("opening {}", config.pods_root.display())))?;
     let root_id = sys::cgroup_id(&config.pods_root)
         .map_err(InterceptError::io(format!("looking at {}", config.pods_root.display())))?;
+    // All of them, before the first is put in place of an earlier agent's: what the verifier refuses changes nothing.
+    for (_, program) in object.programs_mut() {
+        match program {
+            Program::SockOps(program) => program.load()?,
+            Program::CgroupSockAddr(program) => program.load()?,
+            Program::CgroupSock(program) => program.load()?,
+            Program::CgroupSkb(program) => program.load()?,
+            _ => {}
+        }
+    }
     let links = links_dir(&config.pin_dir);
+    let mut replaced = Vec::new();
     // Adopts the link of an earlier agent, or attaches and pins a new one.
     macro_rules! attach {
         ($kind:ty, $name:expr $(, $attach_type:expr)?) => {{
             let program: &mut $kind = program(object, $name)?;
-            program.load()?;
-            if !adopt(&links.join($name), root_id, program.fd()?.as_fd())? {
+            let adopted = adopt(&links.join($name), root_id, program.fd()?.as_fd())?;
+            if adopted != Adopted::Yes {
                 let id = program.attach(&root, $($attach_type,)? CgroupAttachMode::Single)?;
                 let link = program.take_link(id)?;
                 pin(FdLink::try_from(link), &links.join($name))?;
             }
+            replaced.extend((adopted == Adopted::Lost).then_some($name));
         }};
     }
     // First what answers for redirected sockets and what keeps others out, then what redirects.
@@ -258,7 +296,7 @@ fn attach_all(object: &mut Ebpf, config: &Config) -> Result<(), InterceptError> 
     for name in ADDRESS_HOOKS.into_iter().rev() {
         attach!(CgroupSockAddr, name);
     }
-    Ok(())
+    Ok(replaced)
 }
 
 /// The program `name` of `object`, as the type that it must be.
@@ -269,16 +307,32 @@ where
     Ok(object.program_mut(name).ok_or(InterceptError::NoSuchProgram(name))?.try_into()?)
 }
 
+/// What came of an earlier agent's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Adopted {
+    /// It has the new program.
+    Yes,
+    /// There was none.
+    Absent,
+    /// Its cgroup is gone, and with it all that it held.
+    Lost,
+}
+
 /// Puts the new program into a link that an earlier agent pinned, if it is attached to the live cgroup.
-fn adopt(path: &Path, cgroup_id: u64, program: std::os::fd::BorrowedFd<'_>) -> Result<bool, InterceptError> {
+fn adopt(
+    path: &Path,
+    cgroup_id: u64,
+    program: std::os::fd::BorrowedFd<'_>,
+) -> Result<Adopted, InterceptError> {
     let what = || InterceptError::io(format!("adopting the link {}", path.display()));
-    let Some(link) = PinnedLink::open(path).map_err(what())? else { return Ok(false) };
-    if link.cgroup_id().map_err(what())? == cgroup_id && link.update(program).is_ok() {
-        return Ok(true);
+    let Some(link) = PinnedLink::open(path).map_err(what())? else { return Ok(Adopted::Absent) };
+    if link.cgroup_id().map_err(what())? == cgroup_id {
+        link.update(program).map_err(what())?;
+        return Ok(Adopted::Yes);
     }
-    // Its cgroup is gone: the link holds nothing any more.
+    tracing::warn!(link = %path.display(), "a pinned link is not attached to the pods' cgroup: it is replaced");
     fs::remove_file(path).map_err(what())?;
-    Ok(false)
+    Ok(Adopted::Lost)
 }
 
 fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(), InterceptError> {

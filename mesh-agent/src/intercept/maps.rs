@@ -37,16 +37,16 @@ impl Maps {
     pub(super) fn take(object: &mut Ebpf, listeners: Map) -> Result<Self, InterceptError> {
         let listeners_id = match &listeners {
             Map::SockMap(data) => data.info()?.id(),
-            _ => return Err(InterceptError::OtherLayout("LISTENERS")),
+            _ => return Err(InterceptError::OtherLayout("LISTENERS".to_owned())),
         };
         Ok(Self {
             listeners_id,
-            pods: Mutex::new(checked(object, "PODS")?.try_into()?),
-            originals: Mutex::new(checked(object, "ORIG_DST")?.try_into()?),
-            clients: Mutex::new(checked(object, "CLIENTS")?.try_into()?),
-            unserved: Mutex::new(checked(object, "UNSERVED")?.try_into()?),
+            pods: Mutex::new(taken(object, "PODS")?.try_into()?),
+            originals: Mutex::new(taken(object, "ORIG_DST")?.try_into()?),
+            clients: Mutex::new(taken(object, "CLIENTS")?.try_into()?),
+            unserved: Mutex::new(taken(object, "UNSERVED")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),
-            reasons: checked(object, "REASONS")?.try_into()?,
+            reasons: taken(object, "REASONS")?.try_into()?,
         })
     }
 
@@ -94,21 +94,9 @@ impl Maps {
     }
 }
 
-/// Takes a map out of `object` if the pinned one, which may be an older agent's, has this agent's layout.
-pub(super) fn checked(object: &mut Ebpf, name: &'static str) -> Result<Map, InterceptError> {
-    let map = object.take_map(name).ok_or(InterceptError::NoSuchMap(name))?;
-    let (data, key, value, entries) = match &map {
-        Map::HashMap(data) if name == "PODS" => (data, size_of::<u64>(), size_of::<Pod>(), None),
-        Map::HashMap(data) if name == "UNSERVED" => (data, size_of::<Endpoint>(), size_of::<u8>(), None),
-        Map::HashMap(data) => (data, size_of::<OrigKey>(), size_of::<Endpoint>(), None),
-        Map::PerCpuArray(data) => (data, size_of::<u32>(), size_of::<u64>(), Some(MAX_REASONS)),
-        _ => return Ok(map),
-    };
-    let info = data.info()?;
-    let same = info.key_size() as usize == key
-        && info.value_size() as usize == value
-        && entries.is_none_or(|entries| info.max_entries() == entries);
-    if same { Ok(map) } else { Err(InterceptError::OtherLayout(name)) }
+/// Takes a map out of `object`; [`super::pins::check`] has seen that the pinned one has this agent's layout.
+pub(super) fn taken(object: &mut Ebpf, name: &'static str) -> Result<Map, InterceptError> {
+    object.take_map(name).ok_or(InterceptError::NoSuchMap(name))
 }
 
 /// An address and port as the maps have them.

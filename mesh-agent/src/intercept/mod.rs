@@ -10,6 +10,7 @@ mod inherit;
 mod listen;
 mod load;
 mod maps;
+mod pins;
 mod pod;
 mod probe;
 mod problem;

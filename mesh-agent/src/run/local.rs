@@ -16,6 +16,8 @@ pub(super) struct Node {
     pub(super) published: Published,
     pub(super) pods: Arc<ServedPods>,
     pub(super) interceptor: OnceLock<Arc<Interceptor>>,
+    /// Why the pins of an earlier agent are not adopted: this one does not intercept then.
+    pub(super) refused: OnceLock<String>,
 }
 
 impl Node {
@@ -26,6 +28,9 @@ impl Node {
 
     /// Why not every enrolled pod of this node is taken care of.
     pub(super) fn not_ready(&self) -> Option<String> {
+        if let Some(refused) = self.refused.get() {
+            return Some(refused.clone());
+        }
         if self.interceptor.get().is_none() {
             return Some("the kernel programs are not loaded yet".to_owned());
         }
@@ -39,8 +44,10 @@ impl Local for Node {
     }
 
     fn problems(&self) -> Vec<String> {
-        let problems = self.pod_problems();
-        problems.iter().map(|p| format!("pod {}/{}: {}", p.namespace, p.name, p.reason)).collect()
+        let pods = self.pod_problems();
+        let pods = pods.iter().map(|p| format!("pod {}/{}: {}", p.namespace, p.name, p.reason));
+        let pins = self.interceptor.get().map(|interceptor| interceptor.pin_problems()).unwrap_or_default();
+        self.refused.get().cloned().into_iter().chain(pins).chain(pods).collect()
     }
 
     fn check(&self) -> Value {

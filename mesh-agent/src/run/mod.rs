@@ -102,6 +102,7 @@ impl Parts {
             published: control.published.clone(),
             pods: Arc::new(ServedPods::default()),
             interceptor: OnceLock::new(),
+            refused: OnceLock::new(),
         });
         let readiness = Arc::new(Readiness::default());
         let (status, steady) = (Arc::clone(&control.status), Steady::default());
@@ -120,7 +121,11 @@ impl Parts {
     ) -> Result<(Started, Served)> {
         let Some(predecessor) = predecessor else {
             let served = Ports::bind(args).await?.serve(args, self, tasks)?;
-            return Ok((self.start(args, None, tasks).await?, served));
+            let started = self.start(args, None, tasks).await;
+            return match started {
+                Err(error) if takeover::is_refusal(&error) => self.wait_refused(&error).await,
+                started => Ok((started?, served)),
+            };
         };
         let (claim, pods, node) = predecessor.split();
         let ports = Ports::inherit(args, node)?;
@@ -129,6 +134,17 @@ impl Parts {
         let served = ports.serve(args, self, tasks)?;
         served.file.own(true);
         Ok((started, served))
+    }
+
+    /// The pins of an earlier agent are of another version: they stay as they are, and keep the pods closed. Answers
+    /// status and readiness until it is ended.
+    async fn wait_refused<T>(&self, error: &anyhow::Error) -> T {
+        let refused = format!("{error:#}");
+        tracing::error!(%refused, "what an earlier agent left is not adopted; nothing was changed");
+        self.metrics.register_kernel(|| vec![("pinned_map_refused", 1)]);
+        // Set once: this is the end of the start.
+        drop(self.node.refused.set(refused));
+        std::future::pending().await
     }
 
     async fn start(

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Parts;
 use crate::config::AgentArgs;
 use crate::handover::{self, Claim, NodeSockets, Place};
-use crate::intercept::{Holder, Inherited};
+use crate::intercept::{Holder, Inherited, InterceptError};
 
 /// How long the pods that were handed over may take until they are served.
 const SETTLE: Duration = Duration::from_secs(40);
@@ -61,6 +61,11 @@ pub(super) async fn finish(claim: Claim, kernel: &Holder) -> Result<()> {
         Err(error) => tracing::warn!(%error, "the agent before did not say that it has stopped accepting"),
     }
     Ok(())
+}
+
+/// Whether the pins of an earlier agent are the reason.
+pub(super) fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<InterceptError>(), Some(InterceptError::OtherLayout(_)))
 }
 
 impl Predecessor {

@@ -169,16 +169,28 @@ impl Fixture {
         Process::start(&netns, None)
     }
 
-    /// Starts the agent side.
-    pub(crate) fn node(&self) -> Node {
-        let config = Config {
+    /// What the agent side is started with.
+    pub(crate) fn config(&self) -> Config {
+        Config {
             pods_root: self.pods_root.clone(),
             pin_dir: self.pin_dir.clone(),
             node: "node".into(),
             refuse_sockets: true,
             hold_unclassified: true,
-        };
-        let interceptor = Interceptor::start(config).unwrap();
+        }
+    }
+
+    /// Takes the pods' cgroups away and makes them anew, as a node does that starts again.
+    pub(crate) fn renew_cgroups(&self) {
+        for dir in [self.pod_cgroup(), self.pods_root.join("burstable"), self.pods_root.clone()] {
+            fs::remove_dir(dir).unwrap();
+        }
+        fs::create_dir_all(self.pod_cgroup()).unwrap();
+    }
+
+    /// Starts the agent side.
+    pub(crate) fn node(&self) -> Node {
+        let interceptor = Interceptor::start(self.config()).unwrap();
         let (sender, events) = mpsc::channel(16);
         let running =
             interceptor.run(Arc::clone(&self.snapshots), self.versions.subscribe(), sender).unwrap();
