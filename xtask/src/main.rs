@@ -48,6 +48,12 @@ enum Task {
         /// Seconds of each measurement.
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
+        /// Instead: the time in each kernel program.
+        #[arg(long)]
+        hooks: bool,
+        /// Instead: the memory of an agent with so many pods.
+        #[arg(long)]
+        pods: Option<u32>,
     },
 }
 
@@ -63,10 +69,13 @@ fn main() -> Result<()> {
             prepare(&root, packages::DEMO)?;
             exec(&root, "demo", if keep { vec!["--keep".to_owned()] } else { Vec::new() })
         }
-        Task::Bench { rounds, seconds } => {
+        Task::Bench { rounds, seconds, hooks, pods } => {
             prepare(&root, packages::BENCH)?;
-            let arguments = ["--rounds", &rounds.to_string(), "--seconds", &seconds.to_string()];
-            exec(&root, "bench", arguments.map(str::to_owned).to_vec())
+            let mut arguments =
+                vec!["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
+            arguments.extend(hooks.then(|| "--hooks".to_owned()));
+            arguments.extend(pods.iter().flat_map(|pods| ["--pods".to_owned(), pods.to_string()]));
+            exec(&root, "bench", arguments)
         }
     }
 }

@@ -32,6 +32,7 @@ pub(crate) const BENCH: &[Needed] = &[
     ("nginx", "nginx"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
+    ("bpftool", "bpftool"),
     ("cmake", "cmake"),
     ("cc", "gcc"),
 ];

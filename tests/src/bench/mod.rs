@@ -4,12 +4,14 @@
 //! round has fresh namespaces, so that no port in TIME_WAIT and no warm state favours anybody.
 
 mod haproxy;
+mod node;
 mod path;
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+pub use node::{hooks, memory};
 pub use path::Path;
 
 /// The measurements, in the order of the table's columns; `true`: more is better.

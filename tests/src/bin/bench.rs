@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: prints what the mesh costs, as shares of direct connections and beside two haproxy.
 
 use clap::Parser;
-use mesh_tests::bench::{Path, run};
+use mesh_tests::bench::{Path, hooks, memory, run};
 
 /// Measures each path between two nodes in interleaved rounds.
 #[derive(Parser)]
@@ -15,10 +15,22 @@ struct Arguments {
     /// Only these paths (and direct).
     #[arg(long)]
     path: Vec<Path>,
+    /// Instead: the time in each kernel program.
+    #[arg(long)]
+    hooks: bool,
+    /// Instead: the memory of an agent with so many pods.
+    #[arg(long)]
+    pods: Option<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if arguments.hooks {
+        return hooks(arguments.seconds);
+    }
+    if let Some(pods) = arguments.pods {
+        return memory(pods);
+    }
     let wanted =
         |path: &Path| arguments.path.is_empty() || *path == Path::Direct || arguments.path.contains(path);
     let paths: Vec<Path> = Path::ALL.into_iter().filter(wanted).collect();

@@ -223,15 +223,24 @@ impl Drop for World {
 }
 
 fn routes(own: u8) -> Vec<String> {
-    let others = (1..=9_u8).filter(|number| *number != own);
-    others
-        .flat_map(|number| {
-            [
-                format!("route add 10.88.{number}.0/24 via 10.77.0.{number}"),
-                format!("route add fd88:{number}::/64 via fd77::{number}"),
-            ]
-        })
-        .collect()
+    let mut routes = Vec::new();
+    for number in (1..=9_u8).filter(|number| *number != own) {
+        routes
+            .extend(V4_NETWORKS.map(|net| format!("route add 10.{net}.{number}.0/24 via 10.77.0.{number}")));
+        routes.push(format!("route add fd88:{number}::/64 via fd77::{number}"));
+    }
+    routes
+}
+
+/// The second bytes of the pods' IPv4 addresses: 256 pods each.
+const V4_NETWORKS: std::ops::RangeInclusive<u8> = 88..=91;
+
+/// The IPv4 address of pod `pod` on node `node`.
+fn pod_v4(node: u8, pod: u32) -> Result<Ipv4Addr> {
+    let [_, _, high, low] = pod.to_be_bytes();
+    let network = u8::try_from(pod >> 8).ok().and_then(|_| V4_NETWORKS.start().checked_add(high));
+    let network = network.filter(|network| V4_NETWORKS.contains(network)).context("too many pods")?;
+    Ok(Ipv4Addr::new(10, network, node, low))
 }
 
 /// The IPv6 address of pod `pod` on node `node`.

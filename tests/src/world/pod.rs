@@ -66,7 +66,7 @@ pub(super) fn make(world: &World, spec: &PodSpec, number: u32) -> Result<(Pod, P
     let uid = uid(world, number);
     let cgroup = node.pods_cgroup().join(format!("pod{uid}"));
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
-    let v4 = Ipv4Addr::new(10, 88, spec.node, u8::try_from(number).context("too many pods")?);
+    let v4 = super::pod_v4(spec.node, number)?;
     let v6 = pod_v6(spec.node, number);
     netns::add(&ns)?;
     join(node, &ns, &format!("p{number}"), (v4, v6))?;
