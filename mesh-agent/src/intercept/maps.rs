@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
-use mesh_common::{Addr, ClientKey, Endpoint, MAX_REASONS, OrigKey, Pod, REASONS};
+use mesh_common::{Addr, ClientKey, Endpoint, OrigKey, Pod, REASONS};
 use parking_lot::Mutex;
 use socket2::Socket;
 
