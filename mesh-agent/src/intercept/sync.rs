@@ -21,6 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 mod closed;
+mod listeners;
 
 use super::discover::{self, PodCgroup, Refusal};
 use super::inherit::Inherited;
@@ -299,27 +300,6 @@ impl Sync {
         }
         tracing::info!(pod = %workload.uid, name = %workload.name, index = pod.index, "enrolled");
         Ok(())
-    }
-
-    /// The pod's listeners, in their slots: those of the agent before, or new ones.
-    fn listeners(
-        &mut self,
-        workload: &Workload,
-        pod: &Local,
-        netns: &NetNs,
-    ) -> Result<listen::Sockets, EnrolError> {
-        let inherited = self.inherited.take(&workload.uid, netns.cookie);
-        let in_place = inherited.is_some() && self.same_map;
-        let sockets = match inherited {
-            Some(listeners) => listen::Sockets::adopt(listeners).map_err(Refusal::Io)?,
-            None => listen::open(netns, &workload.addresses)?,
-        };
-        if !in_place {
-            for (slot, socket) in &sockets.inbound {
-                self.maps.set_listener(pod.index * LISTENERS_PER_POD + *slot as u32, socket)?;
-            }
-        }
-        Ok(sockets)
     }
 
     /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first
