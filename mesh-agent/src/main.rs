@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use mesh_agent::config::{AgentArgs, Cli, LogFormat};
+use mesh_agent::observe::LogWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
@@ -22,11 +23,16 @@ fn main() -> ExitCode {
             .error(clap::error::ErrorKind::MissingRequiredArgument, "give --node and the rest")
             .exit();
     };
-    if let Err(error) = log_to_stdout(&args) {
-        eprintln!("mesh-agent: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    match start(args) {
+    let log = match log_to_stdout(&args) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = start(args);
+    log.flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let error = causes(&error);
@@ -66,15 +72,16 @@ fn causes(error: &anyhow::Error) -> String {
     text
 }
 
-fn log_to_stdout(args: &AgentArgs) -> Result<()> {
+fn log_to_stdout(args: &AgentArgs) -> Result<LogWriter> {
     let filter = EnvFilter::try_new(&args.log_level)
         .with_context(|| format!("--log-level {:?} is not a level", args.log_level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    let writer = LogWriter::start().context("starting the log's thread")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer.clone());
     match args.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),
     }
-    Ok(())
+    Ok(writer)
 }
 
 /// Takes what the system gives of `wanted`; when they are few, pods are held back sooner, with a counter.

@@ -45,7 +45,6 @@ pub enum AcceptError {
 
 /// From the listener on 15001.
 pub fn outbound(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<Accepted, AcceptError> {
-    sys::face_application(&io)?;
     let client = canonical(client);
     match pod.take_original_destination(canonical(io.local_addr()?), client) {
         Some(dst) => Ok(Accepted { io, client: shown(&pod, client), orig_dst: canonical(dst), pod }),
@@ -68,7 +67,6 @@ fn shown(pod: &PodNet, client: SocketAddr) -> SocketAddr {
 
 /// From the listener on 15006. The kernel keeps the address and port that the client dialled.
 pub fn inbound_plain(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<Accepted, AcceptError> {
-    sys::face_application(&io)?;
     let dst = canonical(io.local_addr()?);
     if !is_application(&pod, dst) {
         reset(io);

@@ -7,7 +7,7 @@ use mesh_common::{ListenerSlot, PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND};
 use socket2::Socket;
 
 use super::pod::PodListeners;
-use crate::sys::NetNs;
+use crate::sys::{self, NetNs};
 
 /// Pending connections of one listener; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -73,6 +73,8 @@ fn listen(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
         // A restarted agent finds its connections of a moment ago in TIME_WAIT. Never SO_REUSEPORT: a pod's process
         // could join the group.
         socket.set_reuse_address(true)?;
+        // Accepted sockets inherit it: an urgent byte that comes with the first segment stays in its place.
+        sys::face_application(&socket)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket)

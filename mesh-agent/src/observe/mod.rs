@@ -2,6 +2,7 @@
 //! for metrics and readiness.
 
 mod labels;
+mod log_writer;
 mod metrics;
 mod outcome;
 mod record;
@@ -9,6 +10,7 @@ mod series;
 mod server;
 
 pub use labels::{Labels, Party, Reporter};
+pub use log_writer::LogWriter;
 pub use metrics::{AcceptFailure, Metrics};
 pub use outcome::Outcome;
 pub use record::{Facts, Record, Side};

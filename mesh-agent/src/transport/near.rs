@@ -19,13 +19,6 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long sent bytes may stay unacknowledged before the peer counts as dead.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Options of a socket that faces an application: no Nagle delay, and an urgent byte stays in its place in the stream.
-pub fn tune_application(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_out_of_band_inline(true)
-}
-
 /// Options of a socket between agents: no Nagle delay, and a dead node is noticed.
 pub fn tune_tunnel(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
@@ -87,13 +80,31 @@ pub(super) fn poll_send(
     cx: &mut Context<'_>,
     slices: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
+    poll_send_with(stream, cx, slices, SendFlags::NOSIGNAL)
+}
+
+/// Sends bytes which [`shutdown_write`] follows at once: the kernel puts the FIN into their last segment.
+pub(super) fn poll_send_last(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    poll_send_with(stream, cx, &[IoSlice::new(bytes)], SendFlags::NOSIGNAL | SendFlags::MORE)
+}
+
+fn poll_send_with(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+    flags: SendFlags,
+) -> Poll<io::Result<usize>> {
     let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
     loop {
         ready!(stream.poll_write_ready(cx))?;
         let mut sent = None;
         let outcome = stream.try_io(Interest::WRITABLE, || {
             let n = match slices {
-                [slice] => rustix::net::send(stream, slice, SendFlags::NOSIGNAL)?,
+                [slice] => rustix::net::send(stream, slice, flags)?,
                 _ => rustix::io::writev(stream, slices)?,
             };
             sent = Some(n);

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::buf::Buf;
 use super::{End, Relayed, near};
 use crate::authorize::Cut;
+use crate::sys;
 
 /// Rounds before other connections of this worker get their turn.
 const ROUNDS: usize = 16;
@@ -126,10 +127,8 @@ fn round(
 /// Carries bytes between `near` and `far` until both directions are finished, one side is reset, or `cut` resolves.
 /// `replay` was read from `near` already.
 pub async fn relay(near: TcpStream, far: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
-    for stream in [&near, &far] {
-        if let Err(error) = near::tune_application(stream) {
-            tracing::debug!(%error, "a socket option was refused");
-        }
+    if let Err(error) = sys::face_application(&far) {
+        tracing::debug!(%error, "a socket option was refused");
     }
     let mut up = Direction { carried: replay.len() as u64, replay, ..Direction::default() };
     let mut down = Direction::default();

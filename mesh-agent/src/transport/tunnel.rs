@@ -64,12 +64,10 @@ impl<C: Connect> Tunnel<C> {
         }
     }
 
-    /// Asks the far agent for the application and carries the connection. `replay` was read from `near` already. On
+    /// Asks the far agent for the application and carries the connection. `near` faces an application already
+    /// ([`face_application`](crate::sys::face_application)). `replay` was read from `near` already. On
     /// every end but `Finished` and `Refused` the near socket is reset.
     pub async fn relay(self, near: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
-        if let Err(error) = socket::tune_application(&near) {
-            tracing::debug!(%error, "a socket option was refused");
-        }
         let Self { dialer, target, mut dialled } = self;
         let (mut near, mut replay) = (near, replay);
         let mut tries = 0;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod ends;
+mod fin;
 mod identity;
 mod lifetime;
 mod pki;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use mesh_agent::authorize::{Cut, CutHandle};
 use mesh_agent::identify::{Svid, SvidStore};
 use mesh_agent::intercept::PodNet;
+use mesh_agent::sys::face_application;
 use mesh_agent::transport::{
     Acceptor, AcceptorSettings, Admit, Admitted, Connect, Dialer, DialerSettings, Drain, DrainHandle, End,
     Open, OpenError, Protocol, Refusal, Relayed, ServeError, Target, TransportPreference, Tunnel,
@@ -72,6 +73,7 @@ impl Admit for Gate {
             return Err(refusal);
         }
         let app = TcpStream::connect(self.app).await.unwrap();
+        face_application(&app).unwrap();
         let (handle, cut) = Cut::pair();
         self.cuts.borrow_mut().push(handle);
         Ok(Admitted { app, cut, record: () })
@@ -142,6 +144,8 @@ impl World {
             Rc::clone(&served),
         ));
         let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // As the agent's listeners in a pod: accepted sockets inherit it.
+        face_application(&near).unwrap();
         let client_svid = root.svid(CLIENT, &Leaf::of(CLIENT));
         Self { root, store, far_store, way, dialer, gate, app, served, drain, acceptor, client_svid, near }
     }

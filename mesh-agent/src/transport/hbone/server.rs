@@ -98,9 +98,6 @@ async fn one<H: Admit>(
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(respond, refusal.code, &refusal.message),
     };
-    if let Err(error) = near::tune_application(&app) {
-        tracing::debug!(%error, "a socket option was refused");
-    }
     let relayed = match respond.send_response(Response::new(()), false) {
         Ok(send) => stream::run(app, (send, request.into_body()), Bytes::new(), &peer, &mut cut).await,
         Err(error) => {

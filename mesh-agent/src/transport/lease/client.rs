@@ -36,7 +36,7 @@ pub(in crate::transport) async fn carry<C: Connect>(
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {
         Finish::Clean => {
-            link.awaiting_done = true;
+            link.awaiting_done = !ran.free;
             dialer.give_back(key, link);
             return Attempt::Over(Relayed { from_near, to_near, end: End::Finished });
         }

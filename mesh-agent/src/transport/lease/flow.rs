@@ -19,8 +19,9 @@ use crate::transport::tls_io::TlsState;
 pub(super) const REPLAY_BYTES: usize = 64 * 1024;
 /// Payload of one DATA frame: with its header it fills whole TLS records.
 const READ_BYTES: usize = BUF_BYTES - HEADER_BYTES;
-/// Plaintext of one TLS record at most: the room that gathering needs.
-const RECORD_BYTES: usize = 16 * 1024;
+/// How much the application may be given before OPENED leaves without waiting for its first bytes. Far less than the
+/// dialler's replay window, so that it never waits for OPENED.
+const HOLD_BYTES: u64 = 16 * 1024;
 /// Rounds before other connections of this worker get their turn.
 const ROUNDS: usize = 16;
 
@@ -35,25 +36,32 @@ pub(super) enum Role {
 
 /// Both directions of a connection.
 pub(super) struct Flow<'a> {
-    tcp: &'a TcpStream,
-    tls: &'a mut TlsState,
-    decoder: &'a mut Decoder,
-    near: &'a TcpStream,
-    role: Role,
+    pub(super) tcp: &'a TcpStream,
+    pub(super) tls: &'a mut TlsState,
+    pub(super) decoder: &'a mut Decoder,
+    pub(super) near: &'a TcpStream,
+    pub(super) role: Role,
     /// Control frames that leave with the next write.
     prefix: Vec<u8>,
+    /// OPENED is still in `prefix`.
+    holds_opened: bool,
     /// What was sent before OPENED came.
     pub(super) replay: BytesMut,
     replay_unsent: bool,
-    opening: bool,
+    pub(super) opening: bool,
     sent_before: u64,
-    out: Option<Buf>,
-    fin_sent: bool,
-    fin_received: bool,
-    near_shut: bool,
+    pub(super) out: Option<Buf>,
+    pub(super) fin_sent: bool,
+    pub(super) fin_received: bool,
+    pub(super) near_shut: bool,
+    /// What the acceptor's FIN said that its application had been given.
+    pub(super) delivered_at_fin: Option<u64>,
     done_sent: bool,
+    reset_sent: bool,
+    /// A read of the near socket failed; what it had brought goes first.
+    near_unreadable: bool,
     /// A write to the near socket failed: what it had sent is carried, then it counts as reset.
-    near_broken: bool,
+    pub(super) near_broken: bool,
     /// A write to the tunnel failed: what it had brought is delivered, then it counts as lost.
     tunnel_broken: Option<String>,
     /// The near socket reported an error (a reset that no read may meet).
@@ -93,12 +101,16 @@ impl<'a> Flow<'a> {
             near,
             role,
             prefix,
+            holds_opened: matches!(role, Role::Acceptor),
             replay,
             out: None,
             fin_sent: false,
             fin_received: false,
             near_shut: false,
+            delivered_at_fin: None,
             done_sent: false,
+            reset_sent: false,
+            near_unreadable: false,
             near_broken: false,
             tunnel_broken: None,
             near_failed: false,
@@ -113,6 +125,8 @@ impl<'a> Flow<'a> {
         for _ in 0..ROUNDS {
             let moved = match self.round(cx) {
                 Ok(moved) => moved,
+                // The far side's answer to RESET.
+                Err(Finish::Lost(_)) if self.reset_sent => return Poll::Ready(Finish::NearReset),
                 Err(finish) => return Poll::Ready(finish),
             };
             if self.is_complete() {
@@ -120,7 +134,7 @@ impl<'a> Flow<'a> {
             }
             if !moved {
                 return match self.tunnel_broken.take() {
-                    _ if self.near_failed || self.near_broken => Poll::Ready(Finish::NearReset),
+                    _ if self.near_failed || self.near_broken => self.without_near(cx),
                     Some(text) => Poll::Ready(self.gone(text)),
                     None if self.tunnel_failed => Poll::Ready(self.gone("the tunnel's socket failed".into())),
                     None => Poll::Pending,
@@ -132,10 +146,13 @@ impl<'a> Flow<'a> {
     }
 
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, Finish> {
-        let up = self.pump_up(cx)?;
-        let down = self.pump_down(cx)?;
-        let mut moved = up || down;
-        if matches!(self.role, Role::Acceptor) && self.fin_sent && self.near_shut && !self.done_sent {
+        let mut moved = match self.role {
+            Role::Dialler(_) => self.pump_up(cx)? | self.pump_down(cx)?,
+            // What came with OPEN is delivered first: the answer may take OPENED along.
+            Role::Acceptor => self.pump_down(cx)? | self.pump_up(cx)?,
+        };
+        let over = self.fin_sent && self.near_shut;
+        if matches!(self.role, Role::Acceptor) && over && !self.done_sent && !self.is_free() {
             self.done_sent = true;
             encode(&Frame::Done, &mut self.prefix);
             self.put(None);
@@ -147,6 +164,54 @@ impl<'a> Flow<'a> {
 
     fn is_complete(&self) -> bool {
         self.fin_sent && self.near_shut && !self.tls.wants_write() && self.tunnel_broken.is_none()
+    }
+
+    /// Whether both FINs have passed and the acceptor's said that everything had been delivered: then nothing of this
+    /// connection follows, and the dialler need not wait for DONE.
+    pub(super) fn is_free(&self) -> bool {
+        self.fin_sent && self.fin_received && self.is_delivered()
+    }
+
+    /// Whether everything that the dialler has sent was delivered when the acceptor's FIN left.
+    fn is_delivered(&self) -> bool {
+        let carried = if matches!(self.role, Role::Acceptor) { self.to_near } else { self.from_near };
+        self.delivered_at_fin == Some(carried)
+    }
+
+    /// The near socket was reset. After a FIN that said that all was delivered, the dialler may have leased the
+    /// connection again already, so it is told without ending the connection: its next frame shows where it is.
+    fn without_near(&mut self, cx: &mut Context<'_>) -> Poll<Finish> {
+        if !(matches!(self.role, Role::Acceptor) && self.fin_sent && self.is_delivered()) {
+            return Poll::Ready(Finish::NearReset);
+        }
+        if !self.fin_received {
+            if !self.reset_sent {
+                self.reset_sent = true;
+                encode(&Frame::Reset, &mut self.prefix);
+                self.put(None);
+            }
+            if self.tls.wants_write() {
+                self.flush(cx);
+            }
+            let mut late = Buf::take();
+            match self.gather(&mut late, cx) {
+                Err(_) => return Poll::Ready(Finish::NearReset),
+                Ok(_) if !late.is_empty() => return Poll::Ready(Finish::NearReset),
+                Ok(_) if !self.fin_received => return Poll::Pending,
+                Ok(_) => {}
+            }
+        }
+        if self.tls.wants_write() && !self.flush(cx) && self.tunnel_broken.is_none() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Finish::NearReset)
+    }
+
+    /// Lets nothing follow that would stand before OPENED.
+    pub(super) fn end(&mut self) {
+        if self.holds_opened && self.tunnel_broken.is_none() {
+            self.put(None);
+        }
     }
 
     /// Near socket -> tunnel.
@@ -161,33 +226,26 @@ impl<'a> Flow<'a> {
             }
             moved = true;
         }
+        if self.near_unreadable {
+            return Err(Finish::NearReset);
+        }
         let room = if self.opening { REPLAY_BYTES.saturating_sub(self.replay.len()) } else { READ_BYTES };
         if !self.fin_sent && room > 0 {
             let mut buf = Buf::take();
-            let spare = &mut buf.spare()[..room.min(READ_BYTES)];
-            match near::poll_recv(self.near, cx, spare) {
-                Poll::Pending => {}
-                Poll::Ready(Ok(0)) if self.near_broken => return Err(Finish::NearReset),
-                Poll::Ready(Ok(0)) => {
-                    self.fin_sent = true;
-                    encode(&Frame::Fin, &mut self.prefix);
-                    if self.near_shut && matches!(self.role, Role::Acceptor) {
-                        self.done_sent = true;
-                        encode(&Frame::Done, &mut self.prefix);
-                    }
-                }
-                Poll::Ready(Ok(n)) => {
-                    buf.commit(n);
-                    self.from_near += n as u64;
-                    if self.opening {
-                        self.replay.extend_from_slice(buf.filled());
-                    }
-                    self.put(Some(buf.filled()));
-                }
-                Poll::Ready(Err(_)) => return Err(Finish::NearReset),
+            let eof = self.read_near(&mut buf, room.min(READ_BYTES), cx);
+            if eof && self.near_broken {
+                return Err(Finish::NearReset);
+            }
+            let data = buf.filled();
+            self.from_near += data.len() as u64;
+            if self.opening {
+                self.replay.extend_from_slice(data);
+            }
+            if !data.is_empty() || eof {
+                self.put_data(data, eof);
             }
         }
-        if !self.prefix.is_empty() {
+        if !self.prefix.is_empty() && !self.may_hold() {
             self.put(None);
         }
         if self.tls.wants_write() {
@@ -195,6 +253,29 @@ impl<'a> Flow<'a> {
             self.flush(cx);
         }
         Ok(moved)
+    }
+
+    /// Reads what the near socket has, at most `room` bytes; says whether its FIN is behind them.
+    fn read_near(&mut self, buf: &mut Buf, room: usize, cx: &mut Context<'_>) -> bool {
+        while buf.filled().len() < room {
+            let left = room - buf.filled().len();
+            match near::poll_recv(self.near, cx, &mut buf.spare()[..left]) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0)) => return true,
+                Poll::Ready(Ok(n)) => buf.commit(n),
+                Poll::Ready(Err(_)) => {
+                    self.near_unreadable = true;
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether OPENED may wait for the application's first bytes: the client has sent something, so it waits for an
+    /// answer and not for the connection.
+    fn may_hold(&self) -> bool {
+        self.holds_opened && (1..=HOLD_BYTES).contains(&self.to_near)
     }
 
     /// Encrypts what an earlier stage had read, with OPEN before it.
@@ -211,6 +292,25 @@ impl<'a> Flow<'a> {
         true
     }
 
+    /// Encrypts what was read, with FIN behind it when the near socket sent one.
+    fn put_data(&mut self, data: &[u8], eof: bool) {
+        if !eof {
+            return self.put(Some(data));
+        }
+        self.fin_sent = true;
+        if matches!(self.role, Role::Acceptor) {
+            let waiting = self.out.as_ref().map_or(0, |buf| buf.filled().len() as u64);
+            self.delivered_at_fin = Some(self.to_near - waiting);
+        }
+        let delivered = self.delivered_at_fin.filter(|_| matches!(self.role, Role::Acceptor));
+        if !data.is_empty() {
+            self.prefix.extend_from_slice(&data_header(data.len()));
+            self.prefix.extend_from_slice(data);
+        }
+        encode(&Frame::Fin(delivered), &mut self.prefix);
+        self.put(None);
+    }
+
     /// Encrypts the waiting control frames and, behind them, `data` as one DATA frame.
     fn put(&mut self, data: Option<&[u8]>) {
         let outcome = match data {
@@ -222,6 +322,7 @@ impl<'a> Flow<'a> {
             None => self.tls.put(&[IoSlice::new(&self.prefix)]),
         };
         self.prefix.clear();
+        self.holds_opened = false;
         self.note(outcome);
     }
 
@@ -243,115 +344,13 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Tunnel -> near socket.
-    fn pump_down(&mut self, cx: &mut Context<'_>) -> Result<bool, Finish> {
-        if self.near_broken {
-            return Ok(false);
-        }
-        let mut moved = self.drain(cx);
-        if self.out.is_some() || self.near_broken {
-            return Ok(moved);
-        }
-        if !self.fin_received {
-            let mut buf = Buf::take();
-            let end = self.gather(&mut buf, cx);
-            if !buf.is_empty() {
-                self.to_near += buf.filled().len() as u64;
-                self.out = Some(buf);
-                moved = true;
-                self.drain(cx);
-            }
-            moved |= end?;
-        }
-        if self.fin_received && self.out.is_none() && !self.near_shut && !self.near_broken {
-            moved = true;
-            near::finish(self.near, &mut self.near_shut, &mut self.near_broken);
-        }
-        Ok(moved)
-    }
-
-    /// Writes what is held to the near socket.
-    fn drain(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
-        while let Some(buf) = &mut self.out {
-            match near::poll_send(self.near, cx, &[IoSlice::new(buf.filled())]) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(n)) => buf.consume(n),
-                Poll::Ready(Err(_)) => {
-                    self.near_broken = true;
-                    self.out = None;
-                    return true;
-                }
-            }
-            moved = true;
-            self.out.take_if(|buf| buf.is_empty());
-        }
-        moved
-    }
-
-    /// Collects the payload of DATA frames up to one buffer, so that one write takes it. Stops behind FIN, because what
-    /// follows belongs to the next connection. Says whether a frame was taken.
-    fn gather(&mut self, buf: &mut Buf, cx: &mut Context<'_>) -> Result<bool, Finish> {
-        let mut moved = false;
-        while !self.fin_received && buf.spare().len() >= RECORD_BYTES {
-            match self.tls.poll_fill(self.tcp, cx) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(0)) => return Err(self.gone("the far agent closed the tunnel".into())),
-                Poll::Ready(Err(error)) => return Err(self.gone(lost(&error))),
-                Poll::Ready(Ok(_)) => {
-                    self.take_frames(buf)?;
-                    moved = true;
-                }
-            }
-        }
-        Ok(moved)
-    }
-
-    /// Takes the frames of one piece of plaintext.
-    fn take_frames(&mut self, buf: &mut Buf) -> Result<(), Finish> {
-        let chunk = self.tls.plaintext();
-        let whole = chunk.len();
-        let mut rest = chunk;
-        let mut end = None;
-        while !self.fin_received && end.is_none() {
-            match self.decoder.next(&mut rest) {
-                Ok(None) => break,
-                Ok(Some(Frame::Data(piece))) if !self.opening => {
-                    buf.append(piece);
-                }
-                Ok(Some(Frame::Fin)) if !self.opening => self.fin_received = true,
-                Ok(Some(Frame::Reset)) => end = Some(Finish::FarReset),
-                Ok(Some(frame)) => match (self.role, frame) {
-                    (Role::Dialler(_), Frame::Opened) if self.opening => {
-                        self.opening = false;
-                        self.replay = BytesMut::new();
-                    }
-                    (Role::Dialler(_), Frame::Refused(refusal)) if self.opening => {
-                        end = Some(Finish::Refused(refusal));
-                    }
-                    (Role::Dialler(_), Frame::Drain) => {
-                        self.drain_seen = true;
-                        if self.opening {
-                            end = Some(Finish::Unread("the far agent drains".into()));
-                        }
-                    }
-                    (_, frame) => end = Some(Finish::Lost(format!("unexpected frame {frame:?}"))),
-                },
-                Err(error) => end = Some(Finish::Lost(error.to_string())),
-            }
-        }
-        let used = whole - rest.len();
-        self.tls.consume(used);
-        end.map_or(Ok(()), Err)
-    }
-
     /// Whether the far side has not answered OPEN, and its kernel has acknowledged nothing of it.
     pub(super) fn is_unanswered(&self) -> bool {
         self.opening && !sys::acknowledged_beyond(self.tcp, self.sent_before).unwrap_or(true)
     }
 
     /// The tunnel is gone; when none of OPEN left, or none of it had arrived, the far side cannot have read it.
-    fn gone(&self, text: String) -> Finish {
+    pub(super) fn gone(&self, text: String) -> Finish {
         let unread = || sys::ended_unread(self.tcp, self.sent_before).unwrap_or(false);
         if self.opening && (self.tls.sent() == self.sent_before || unread()) {
             Finish::Unread(text)

@@ -12,6 +12,9 @@ pub const MAX_DATA_BYTES: usize = 65_536;
 /// The longest payload of any other frame.
 pub const MAX_CONTROL_BYTES: usize = 512;
 
+/// The count in the acceptor's FIN.
+const DELIVERED_BYTES: usize = size_of::<u64>();
+
 const OPEN: u8 = 1;
 const OPENED: u8 = 2;
 const REFUSED: u8 = 3;
@@ -32,13 +35,13 @@ pub enum Frame<'a> {
     Refused(Refusal),
     /// Bytes; a frame that straddles reads comes in several pieces.
     Data(&'a [u8]),
-    /// No more bytes in this direction.
-    Fin,
+    /// No more bytes in this direction; from the acceptor with how many bytes its application has been given so far.
+    Fin(Option<u64>),
     /// The connection was aborted.
     Reset,
     /// No further OPEN will be answered.
     Drain,
-    /// The server delivered both directions: the lease is free again.
+    /// Everything that came after the acceptor's FIN is delivered too: the lease is free again.
     Done,
 }
 
@@ -152,7 +155,8 @@ pub fn encode(frame: &Frame<'_>, out: &mut Vec<u8>) {
             put(out, REFUSED, &payload);
         }
         Frame::Data(bytes) => put(out, DATA, bytes),
-        Frame::Fin => put(out, FIN, &[]),
+        Frame::Fin(None) => put(out, FIN, &[]),
+        Frame::Fin(Some(delivered)) => put(out, FIN, &delivered.to_be_bytes()),
         Frame::Reset => put(out, RESET, &[]),
         Frame::Drain => put(out, DRAIN, &[]),
         Frame::Done => put(out, DONE, &[]),
@@ -185,7 +189,8 @@ fn check_length(kind: u8, length: usize) -> Result<(), FrameError> {
     let ok = match kind {
         DATA => (1..=MAX_DATA_BYTES).contains(&length),
         OPEN | REFUSED => (1..=MAX_CONTROL_BYTES).contains(&length),
-        OPENED | FIN | RESET | DRAIN | DONE => length == 0,
+        FIN => length == 0 || length == DELIVERED_BYTES,
+        OPENED | RESET | DRAIN | DONE => length == 0,
         _ => return Err(FrameError::UnknownType(kind)),
     };
     if ok { Ok(()) } else { Err(FrameError::Length { kind, length }) }
@@ -196,7 +201,7 @@ fn control_frame(kind: u8, payload: &[u8]) -> Result<Frame<'static>, FrameError>
         OPEN => Frame::Open(open(payload).ok_or(FrameError::Payload(OPEN))?),
         REFUSED => Frame::Refused(refusal(payload).ok_or(FrameError::Payload(REFUSED))?),
         OPENED => Frame::Opened,
-        FIN => Frame::Fin,
+        FIN => Frame::Fin(payload.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))),
         RESET => Frame::Reset,
         DRAIN => Frame::Drain,
         DONE => Frame::Done,

@@ -14,7 +14,8 @@ fn samples() -> Vec<Frame<'static>> {
         open("10.0.0.1:80", "10.0.0.2:40000"),
         Frame::Opened,
         Frame::Data(b"hello"),
-        Frame::Fin,
+        Frame::Fin(None),
+        Frame::Fin(Some(1 << 40)),
         Frame::Done,
         open("[fd00::1]:443", "[fd00::2]:1"),
         Frame::Refused(refusal),
@@ -58,11 +59,11 @@ fn every_frame_survives_every_cutting() {
 #[test]
 fn decoding_stops_behind_each_frame() {
     let mut bytes = Vec::new();
-    encode(&Frame::Fin, &mut bytes);
+    encode(&Frame::Fin(None), &mut bytes);
     encode(&Frame::Drain, &mut bytes);
     let mut rest = bytes.as_slice();
     let mut decoder = Decoder::default();
-    assert_eq!(decoder.next(&mut rest).unwrap(), Some(Frame::Fin));
+    assert_eq!(decoder.next(&mut rest).unwrap(), Some(Frame::Fin(None)));
     assert_eq!(rest.len(), HEADER_BYTES);
 }
 

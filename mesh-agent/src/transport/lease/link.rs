@@ -64,6 +64,8 @@ impl Link {
                 Poll::Pending if self.awaiting_done => return Idle::Busy,
                 Poll::Pending => return Idle::Free,
                 Poll::Ready(Ok(Some(Control::Done))) if self.awaiting_done => self.awaiting_done = false,
+                // The application of the last connection was reset after its FIN.
+                Poll::Ready(Ok(Some(Control::Reset))) if !self.awaiting_done => {}
                 // DRAIN, the end of the connection, or what an idle connection must not carry.
                 Poll::Ready(_) => return Idle::Dead,
             }
@@ -114,8 +116,11 @@ impl Link {
 
     /// Ends the connection in the middle: RESET as far as it goes without waiting, then RST.
     pub(super) fn abort(mut self, tell: bool) {
-        if tell && !self.tls.wants_write() && self.put_frame(&Frame::Reset).is_ok() {
+        if tell {
             self.flush_now();
+            if !self.tls.wants_write() && self.put_frame(&Frame::Reset).is_ok() {
+                self.flush_now();
+            }
         }
         near::reset(self.tcp);
     }
@@ -155,7 +160,7 @@ impl From<Frame<'_>> for Control {
             Frame::Opened => Self::Opened,
             Frame::Refused(refusal) => Self::Refused(refusal),
             Frame::Data(bytes) => Self::Data(bytes.len()),
-            Frame::Fin => Self::Fin,
+            Frame::Fin(_) => Self::Fin,
             Frame::Reset => Self::Reset,
             Frame::Drain => Self::Drain,
             Frame::Done => Self::Done,

@@ -2,6 +2,7 @@
 //! `docs/wire.md` has the bytes.
 
 mod client;
+mod deliver;
 mod flow;
 pub mod frame;
 mod link;

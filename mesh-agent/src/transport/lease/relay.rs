@@ -55,6 +55,8 @@ pub(super) struct Ran {
     pub(super) replay: Bytes,
     pub(super) from_near: u64,
     pub(super) to_near: u64,
+    /// Nothing of this connection follows in either direction, and everything is delivered.
+    pub(super) free: bool,
 }
 
 /// Carries one connection. `doubt` is asked when the far side's kernel stays silent about OPEN; it resolves when the
@@ -106,10 +108,12 @@ pub(super) async fn run(
         .await
     };
     *draining |= flow.drain_seen;
+    flow.end();
     Ran {
         finish,
         from_near: flow.from_near,
         to_near: flow.to_near,
+        free: flow.is_free(),
         replay: std::mem::take(&mut flow.replay).freeze(),
     }
 }

@@ -83,19 +83,18 @@ async fn one<H: Admit>(mut link: Box<Link>, peer: &ProvenPeer, handler: &H, open
         Some(Err(refusal)) => return refuse(link, refusal).await,
         Some(Ok(admitted)) => admitted,
     };
-    if let Err(error) = near::tune_application(&app) {
-        tracing::debug!(%error, "a socket option was refused");
-    }
     let ran = run(&mut link, &app, Begin::Opened, &mut cut, std::future::pending()).await;
     let (end, free) = match ran.finish {
         Finish::Clean => (End::Finished, Some(link)),
+        // The dialler may have leased the connection again already.
+        Finish::NearReset if ran.free => (End::ResetByNear, Some(link)),
         Finish::NearReset => (End::ResetByNear, abort(link, true)),
         Finish::FarReset => (End::ResetByFar, abort(link, false)),
         Finish::Lost(text) | Finish::Unread(text) => (End::TunnelLost(text), abort(link, false)),
         Finish::Refused(refusal) => (End::TunnelLost(refusal.message), abort(link, false)),
         Finish::Cut(reason) => (End::Cut(reason), abort(link, true)),
     };
-    if free.is_none() {
+    if free.is_none() || matches!(end, End::ResetByNear) {
         near::reset(app);
     }
     handler.ended(record, Relayed { from_near: ran.from_near, to_near: ran.to_near, end });
