@@ -29,6 +29,8 @@ pub const CLIENT_TOKEN_MASK: u32 = 0x003f_ffff;
 
 /// Listener slots of one pod in the `LISTENERS` sockmap; a pod's first is `index * LISTENERS_PER_POD`.
 pub const LISTENERS_PER_POD: u32 = 4;
+/// The most agents of a node, one after the other, whose listeners are in use.
+pub const MAX_AGENTS: u32 = 1024;
 /// The most pods that are known on a node.
 pub const MAX_PODS: u32 = 1024;
 /// The most connections on a node that wait for the agent's accept, and the most dials that wait for an application's.
@@ -52,8 +54,6 @@ pub const GLOBAL_HAS_MPTCP: &str = "HAS_MPTCP";
 pub const GLOBAL_HOLD_UNCLASSIFIED: &str = "HOLD_UNCLASSIFIED";
 /// Name of the global that says whether `cgroup_skb` programs can ask for the network namespace's cookie (u32).
 pub const GLOBAL_HAS_SKB_NETNS: &str = "HAS_SKB_NETNS";
-/// Name of the global that holds the agent's own cgroup, if it is below the pods' root (u64).
-pub const GLOBAL_AGENT_CGROUP: &str = "AGENT_CGROUP";
 /// Name of the global that holds the pod index of one `sk_lookup` instance (u32).
 pub const GLOBAL_POD_INDEX: &str = "POD_INDEX";
 

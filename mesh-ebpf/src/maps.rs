@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
 use mesh_common::{
-    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_PENDING, MAX_PODS, MAX_REASONS, MAX_UNSERVED, OrigKey, Pod,
-    Reason, Socket,
+    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_AGENTS, MAX_PENDING, MAX_PODS, MAX_REASONS, MAX_UNSERVED,
+    OrigKey, Pod, Reason, Socket,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -25,6 +25,11 @@ pub static CLIENTS: HashMap<ClientKey, Endpoint> = HashMap::pinned(MAX_PENDING, 
 /// Virtual addresses and ports that no endpoint serves (the value means nothing). Written by the agent.
 #[map]
 pub static UNSERVED: HashMap<Endpoint, u8> = HashMap::pinned(MAX_UNSERVED, BPF_F_NO_PREALLOC);
+
+/// Cgroup ids of the agents whose listeners are in use (the value means nothing), where agents are below the pods' root: a
+/// socket keeps the cgroup of the agent that opened it, also when another one has taken over. Written by the agent.
+#[map]
+pub static AGENTS: HashMap<u64, u8> = HashMap::pinned(MAX_AGENTS, 0);
 
 /// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
 #[map]

@@ -28,11 +28,18 @@ pub struct Options {
     pub svid_ttl: &'static str,
     /// Further arguments of every agent.
     pub agent_arguments: Vec<&'static str>,
+    /// Each agent is in a cgroup of its own below the pods' root, as a DaemonSet's is.
+    pub agents_as_pods: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { transports: vec!["auto", "auto"], svid_ttl: "24h", agent_arguments: Vec::new() }
+        Self {
+            transports: vec!["auto", "auto"],
+            svid_ttl: "24h",
+            agent_arguments: Vec::new(),
+            agents_as_pods: false,
+        }
     }
 }
 
@@ -168,7 +175,12 @@ impl Mesh {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();
         let name = format!("agent-{}-{}", node.name, self.starts);
         let program = self.agent_program.clone().map_or_else(|| binary("mesh-agent"), Ok)?;
-        let process = Process::start(&node.place(), &name, &program, &arguments)?;
+        let mut place = node.place();
+        if self.options.agents_as_pods {
+            place.cgroup = node.agent_cgroup(self.starts);
+            fs::create_dir_all(&place.cgroup)?;
+        }
+        let process = Process::start(&place, &name, &program, &arguments)?;
         self.agents[usize::from(number) - 1] = Some(process);
         Ok(())
     }

@@ -17,8 +17,8 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_common::{
-    GLOBAL_AGENT_CGROUP, GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS,
-    GLOBAL_POD_INDEX, GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
+    GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS, GLOBAL_POD_INDEX,
+    GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
 };
 use parking_lot::Mutex;
 
@@ -131,6 +131,8 @@ impl InterceptError {
 pub struct Interceptor {
     pub(super) config: Config,
     pub(super) maps: Arc<Maps>,
+    /// The id of this agent's own cgroup, if that is below the pods' root.
+    pub(super) agent_cgroup: Option<u64>,
     pub(super) node_cookie: u64,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
     /// Maps of another layout that begin anew.
@@ -157,8 +159,7 @@ impl Interceptor {
         let renewed_maps = pins::check(&config.pin_dir, &[CGROUP_OBJECT, LOOKUP_OBJECT])?;
         let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
         let agent_cgroup = cgroup::own_below(&mount, &config.pods_root)
-            .map_err(InterceptError::io("looking at the agent's own cgroup"))?
-            .unwrap_or(0);
+            .map_err(InterceptError::io("looking at the agent's own cgroup"))?;
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&config.pin_dir)
             .map_pin_path("SOCKETS", config.pin_dir.join("SOCKETS"))
@@ -169,15 +170,18 @@ impl Interceptor {
             .override_global(GLOBAL_REFUSE_SOCKETS, &u32::from(config.refuse_sockets), true)
             .override_global(GLOBAL_HOLD_UNCLASSIFIED, &u32::from(config.hold_unclassified), true)
             .override_global(GLOBAL_HAS_SKB_NETNS, &u32::from(probe::has_skb_netns()), true)
-            .override_global(GLOBAL_AGENT_CGROUP, &agent_cgroup, true)
             .override_global(GLOBAL_HAS_MPTCP, &u32::from(Path::new(MPTCP_SETTINGS).exists()), true)
             .load(CGROUP_OBJECT)?;
         let listeners = taken(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
         let maps = Maps::take(&mut object, listeners)?;
+        if let Some(cgroup) = agent_cgroup {
+            maps.agents.lock().insert(cgroup, 0, 0)?;
+        }
         let replaced_links = attach_all(&mut object, &config)?;
         Ok(Self {
             config,
             maps: Arc::new(maps),
+            agent_cgroup,
             node_cookie: netns.cookie,
             problems: Arc::new(Mutex::new(Vec::new())),
             renewed_maps,

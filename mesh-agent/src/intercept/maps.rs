@@ -20,6 +20,7 @@ pub(super) struct Maps {
     pub(super) originals: Mutex<HashMap<MapData, OrigKey, Endpoint>>,
     pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
     pub(super) unserved: Mutex<HashMap<MapData, Endpoint, u8>>,
+    pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
     listeners: Mutex<SockMap<MapData>>,
     /// The kernel's id of the map of listeners.
     pub(super) listeners_id: u32,
@@ -45,9 +46,20 @@ impl Maps {
             originals: Mutex::new(taken(object, "ORIG_DST")?.try_into()?),
             clients: Mutex::new(taken(object, "CLIENTS")?.try_into()?),
             unserved: Mutex::new(taken(object, "UNSERVED")?.try_into()?),
+            agents: Mutex::new(taken(object, "AGENTS")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),
             reasons: taken(object, "REASONS")?.try_into()?,
         })
+    }
+
+    /// Forgets the agents before `own`: none of their listeners is in use.
+    pub(super) fn forget_agents(&self, own: Option<u64>) {
+        let mut agents = self.agents.lock();
+        let others: Vec<u64> = agents.keys().map_while(Result::ok).filter(|id| Some(*id) != own).collect();
+        for id in others {
+            // Gone is what is wanted.
+            let _gone = agents.remove(&id);
+        }
     }
 
     /// Puts a listener where the kernel finds it.

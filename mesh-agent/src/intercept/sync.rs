@@ -60,6 +60,9 @@ impl Interceptor {
         versions: watch::Receiver<u64>,
         events: mpsc::Sender<PodEvent>,
     ) -> io::Result<Running> {
+        if inherited.is_none() {
+            self.maps.forget_agents(self.agent_cgroup);
+        }
         let (stop, holder) = (Arc::new(AtomicBool::new(false)), Holder::default());
         // In another map the slots are empty.
         let same_map = inherited.as_ref().is_some_and(|i| i.listeners_map == self.maps.listeners_id);

@@ -17,7 +17,7 @@ use aya_ebpf::programs::SkBuffContext;
 use mesh_common::{POD_ENROLLED, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::IPPROTO_TCP;
 use mesh_ebpf::count;
-use mesh_ebpf::maps::PODS;
+use mesh_ebpf::maps::{AGENTS, PODS};
 
 use crate::caller;
 
@@ -27,9 +27,6 @@ static HOLD_UNCLASSIFIED: Global<u32> = Global::new(1);
 /// Whether the kernel tells this hook the network namespace.
 #[unsafe(no_mangle)]
 static HAS_SKB_NETNS: Global<u32> = Global::new(0);
-/// The agent's own cgroup, if it is below the pods' root; else 0.
-#[unsafe(no_mangle)]
-static AGENT_CGROUP: Global<u64> = Global::new(0);
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
@@ -74,7 +71,7 @@ fn decide(ctx: &SkBuffContext) -> Reason {
         return Reason::IngressLocal;
     }
     // SAFETY: the helper takes this context.
-    if AGENT_CGROUP.load() != 0 && unsafe { bpf_skb_cgroup_id(ctx.skb.skb) } == AGENT_CGROUP.load() {
+    if AGENTS.get_ptr(&unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }).is_some() {
         return Reason::IngressAgent;
     }
     // SAFETY: the helper takes this context (where the kernel has it: the loader asked).

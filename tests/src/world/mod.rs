@@ -68,6 +68,11 @@ impl Node {
         self.cgroup.join("pods")
     }
 
+    /// Where the agent of a start is, when agents are pods.
+    pub fn agent_cgroup(&self, start: u32) -> PathBuf {
+        self.pods_cgroup().join(format!("podagent-{start}"))
+    }
+
     /// A place outside of any pod, for the node's own programs.
     pub fn place(&self) -> Place {
         Place { netns: self.netns.clone(), cgroup: self.cgroup.join("system"), logs: self.logs.clone() }
