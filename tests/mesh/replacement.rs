@@ -192,9 +192,9 @@ fn agents_that_are_pods_themselves_replace_each_other_and_the_listeners_stay_rea
     let plain = shop.mesh.pod("plain", "web", 1)?;
     let direct = shop.api.at(ECHO);
     for _ in 0..2 {
-        let old = shop.mesh.replace_agent(2)?;
-        let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", old.id()))?;
+        let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", shop.mesh.agent(2)?.id()))?;
         let name = cgroup.lines().find_map(|line| line.rsplit_once("/podagent-")).context("not a pod")?.1;
+        let old = shop.mesh.replace_agent(2)?;
         ensure!(old.wait(END)?.ok(), "the old agent failed");
         // The pod of the old agent is gone, with its cgroup; the listeners that it had opened are not.
         fs::remove_dir(shop.mesh.world.node(2).agent_cgroup(name.parse()?))?;
