@@ -187,6 +187,50 @@ pub(super) fn still_there(cgroup: &PodCgroup, netns_inode: u64) -> bool {
 mod tests {
     use super::*;
 
+    /// A process, ended with the test.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            Self(std::process::Command::new("sleep").arg("60").spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    /// As when a pod's process ends while it is looked at and another one gets its number: the number was read from the
+    /// cgroup, the process behind it is not in there.
+    #[test]
+    fn a_process_number_that_is_another_process_by_now_lends_the_pod_no_namespace() {
+        let Some(mount) = super::super::cgroup::mount().unwrap() else { return };
+        let path = mount.join(format!("ferromesh-discover-{}", std::process::id()));
+        if fs::create_dir(&path).is_err() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let cgroup = PodCgroup { id: sys::cgroup_id(&path).unwrap(), path: path.clone() };
+        let (own, mut stranger) = (Sleeper::start(), Sleeper::start());
+        fs::write(path.join("cgroup.procs"), own.0.id().to_string()).unwrap();
+        // No cookie is 0, and no address is asked for: what is left is whether the process is the pod's.
+        let found = of_process(own.0.id(), &cgroup, &[], 0);
+        let reused = of_process(stranger.0.id(), &cgroup, &[], 0);
+        stranger.0.kill().unwrap();
+        stranger.0.wait().unwrap();
+        let ended = of_process(stranger.0.id(), &cgroup, &[], 0);
+        drop(own);
+        while fs::remove_dir(&path).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(found.is_ok(), "{found:?}");
+        assert!(matches!(reused, Err(Refusal::ProcessMoved)), "{reused:?}");
+        assert!(matches!(ended, Err(Refusal::Io(_))), "{ended:?}");
+    }
+
     #[test]
     fn pods_are_found_under_either_cgroup_driver() {
         let cgroup = |id| PodCgroup { path: PathBuf::new(), id };

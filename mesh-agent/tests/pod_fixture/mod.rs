@@ -72,6 +72,22 @@ impl Node {
         }
     }
 
+    /// Waits until the one pod problem says `text`; until then no event may come.
+    pub(crate) fn refuses(&mut self, text: &str) {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let problems = self.interceptor.problems();
+            if problems.iter().any(|problem| problem.reason.contains(text)) {
+                break;
+            }
+            assert!(Instant::now() < until, "no refusal says {text:?}: {problems:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        if let Ok(event) = self.events.try_recv() {
+            panic!("it was enrolled all the same: {event:?}");
+        }
+    }
+
     pub(crate) fn reason(&self, name: &str) -> u64 {
         self.interceptor.reasons().iter().find(|(label, _)| *label == name).unwrap().1
     }
@@ -112,6 +128,10 @@ impl Fixture {
         self.pods_root.join("burstable").join(format!("pod{}", self.uid))
     }
 
+    fn twin_cgroup(&self) -> PathBuf {
+        self.pods_root.join("burstable").join(format!("pod{}-twin", self.uid))
+    }
+
     fn make(&self) {
         let (pod, out) = self.names();
         fs::create_dir_all(self.pod_cgroup()).unwrap();
@@ -133,7 +153,9 @@ impl Fixture {
     fn clean(&self) {
         Interceptor::uninstall(&self.pin_dir).unwrap();
         let (pod, out) = self.names();
-        let _nobody = fs::write(self.pod_cgroup().join("cgroup.kill"), "1");
+        for cgroup in [self.pod_cgroup(), self.twin_cgroup()] {
+            let _nobody = fs::write(cgroup.join("cgroup.kill"), "1");
+        }
         for name in [pod, out] {
             if Path::new("/run/netns").join(&name).exists() {
                 let pids = Command::new("ip").args(["netns", "pids", &name]).output().unwrap();
@@ -146,12 +168,8 @@ impl Fixture {
         let top = self.pods_root.parent().unwrap().to_owned();
         let until = Instant::now() + LIMIT;
         while top.exists() {
-            for dir in
-                [self.pod_cgroup(), self.pods_root.join("burstable"), self.pods_root.clone(), top.clone()]
-            {
-                // Its processes may still be ending.
-                let _busy = fs::remove_dir(dir);
-            }
+            // Its processes may still be ending.
+            remove_tree(&top);
             assert!(Instant::now() < until, "{} cannot be removed", top.display());
             thread::sleep(Duration::from_millis(10));
         }
@@ -161,6 +179,29 @@ impl Fixture {
     pub(crate) fn pod(&self) -> Process {
         let netns = self.names().0;
         Process::start(&netns, Some(&self.pod_cgroup()))
+    }
+
+    /// Starts a process in a cgroup that is so many levels below the pod's.
+    pub(crate) fn pod_below(&self, levels: usize) -> Process {
+        let cgroup = (0..levels).fold(self.pod_cgroup(), |above, _| above.join("below"));
+        fs::create_dir_all(&cgroup).unwrap();
+        Process::start(&self.names().0, Some(&cgroup))
+    }
+
+    /// Starts a process in the pod's cgroup, but in the namespace of the outsider.
+    pub(crate) fn stray(&self) -> Process {
+        Process::start(&self.names().1, Some(&self.pod_cgroup()))
+    }
+
+    /// Starts a process in the pod's cgroup, but in the namespace of the node (which is this program's).
+    pub(crate) fn host_network(&self) -> Process {
+        Process::start_in("/proc/self/ns/net", Some(&self.pod_cgroup()))
+    }
+
+    /// Starts a process of a second pod, in the namespace of the first.
+    pub(crate) fn twin(&self) -> Process {
+        fs::create_dir_all(self.twin_cgroup()).unwrap();
+        Process::start(&self.names().0, Some(&self.twin_cgroup()))
     }
 
     /// Starts a process outside of the mesh, at the other end of the link.
@@ -199,9 +240,18 @@ impl Fixture {
 
     /// Publishes a snapshot in which the pod is enrolled or not.
     pub(crate) fn publish(&self, enrolled: bool) {
+        self.publish_as(self.uid.clone(), enrolled);
+    }
+
+    /// Publishes the second pod, to which the control plane gives the addresses of the first.
+    pub(crate) fn publish_twin(&self) {
+        self.publish_as(WorkloadUid(format!("{}-twin", self.uid).into()), true);
+    }
+
+    fn publish_as(&self, uid: WorkloadUid, enrolled: bool) {
         let held = self.snapshots.load_full();
         let workload = Workload {
-            uid: self.uid.clone(),
+            uid,
             name: "app".into(),
             identity: SpiffeId::new(held.trust_domain.clone(), "shop", "app").unwrap(),
             node: "node".into(),
@@ -238,6 +288,15 @@ pub(crate) fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
         assert!(Instant::now() < until, "nobody connected");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn remove_tree(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    let _busy = fs::remove_dir(dir);
 }
 
 fn lock(tag: &str) -> File {

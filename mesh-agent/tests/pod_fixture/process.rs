@@ -23,12 +23,17 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn start(netns: &str, cgroup: Option<&Path>) -> Self {
+        Self::start_in(&format!("/run/netns/{netns}"), cgroup)
+    }
+
+    /// `netns` is a path.
+    pub(super) fn start_in(netns: &str, cgroup: Option<&Path>) -> Self {
         let enter = "if [ -n \"$1\" ]; then echo $$ > \"$1\"/cgroup.procs || exit 1; fi; shift; exec \"$@\"";
         let exe = std::env::current_exe().unwrap();
         let mut child = Command::new("sh")
             .args(["-c", enter, "sh"])
             .arg(cgroup.unwrap_or(Path::new("")))
-            .args(["nsenter", &format!("--net=/run/netns/{netns}")])
+            .args(["nsenter", &format!("--net={netns}")])
             .arg(exe)
             .args(["--exact", "pod_process", "--ignored", "--nocapture", "--test-threads=1"])
             .stdin(Stdio::piped())
