@@ -69,6 +69,19 @@ impl NetNs {
         within(self.file.as_fd(), || Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))?
     }
 
+    /// A socket that asks the kernel about this namespace's sockets, and may close them.
+    pub fn diag_socket(&self) -> io::Result<OwnedFd> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with, sockopt};
+        let make = || {
+            let kind = (AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC);
+            socket_with(kind.0, kind.1, kind.2, Some(netlink::SOCK_DIAG))
+        };
+        let socket = within(self.file.as_fd(), make)??;
+        // The kernel answers at once; an answer that is lost must not hold the thread up.
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(2)))?;
+        Ok(socket)
+    }
+
     /// Whether `address` is one of this namespace's own.
     pub fn has_address(&self, address: IpAddr) -> io::Result<bool> {
         let socket = self.tcp_socket(address.is_ipv6())?;

@@ -152,8 +152,29 @@ fn agent_table(status: &Value, now: OffsetDateTime) -> String {
         let cells = ["identity", "addresses", "served", "problem"].map(|field| text(&pod[field]));
         pods.row([name].into_iter().chain(cells));
     }
-    let tables = [pods.render("no enrolled pods"), certificates(&status["certificates"], now)];
+    let mut tables = vec![pods.render("no enrolled pods")];
+    tables.extend(older_sockets(&status["pods"]));
+    tables.push(certificates(&status["certificates"], now));
     format!("{}\n\n{}", lines.join("\n"), tables.join("\n"))
+}
+
+/// The connections that go past the mesh, if there are any.
+fn older_sockets(pods: &Value) -> Option<String> {
+    let mut table = Table::new(&["OLDER THAN THE ENROLMENT", "LOCAL", "REMOTE", "CLOSED"]);
+    let mut any = false;
+    for pod in each(pods) {
+        for socket in each(&pod["older_sockets"]) {
+            any = true;
+            let left = socket["closes_in_seconds"].as_u64();
+            table.row([
+                format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])),
+                text(&socket["local"]),
+                text(&socket["remote"]),
+                left.map_or("no: the port is permissive".to_owned(), |left| format!("in {left} s")),
+            ]);
+        }
+    }
+    any.then(|| table.render(""))
 }
 
 fn snapshot_line(snapshot: &Value) -> String {

@@ -12,6 +12,7 @@ mod languages;
 mod leases;
 mod lifecycle;
 mod neighbours;
+mod older;
 mod policy;
 mod proxy;
 mod replacement;

@@ -1,7 +1,7 @@
 //! Finds the pods of this node. In: the pods' cgroup root and what the snapshot says of local workloads. Out: for each
 //! pod its cgroup and its network namespace, or the reason why the namespace is not believed to be the pod's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -117,6 +117,26 @@ fn collect(cgroup: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The ids of a pod's cgroup and of those below it.
+pub(super) fn ids_below(cgroup: &PodCgroup) -> io::Result<HashSet<u64>> {
+    fn walk(dir: &Path, ids: &mut HashSet<u64>) -> io::Result<()> {
+        ids.insert(sys::cgroup_id(dir)?);
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                match walk(&entry.path(), ids) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+    let mut ids = HashSet::new();
+    walk(&cgroup.path, &mut ids)?;
+    Ok(ids)
 }
 
 /// The network namespace of the pod in `cgroup`. Whether it is another's is for the caller to ask.

@@ -23,6 +23,7 @@ use mesh_common::{
 use parking_lot::Mutex;
 
 use super::maps::{Maps, taken};
+use super::older::OlderSockets;
 use super::problem::PodProblem;
 use super::{cgroup, pins, probe};
 use crate::sys::{self, NetNs, PinnedLink};
@@ -139,6 +140,7 @@ pub struct Interceptor {
     renewed_maps: Vec<String>,
     /// Links whose cgroup was gone.
     replaced_links: Vec<&'static str>,
+    pub(super) older: Arc<OlderSockets>,
     /// How many addresses without an endpoint the full map could not take, in all.
     pub(super) unserved_left_out: Arc<AtomicU64>,
 }
@@ -186,6 +188,7 @@ impl Interceptor {
             problems: Arc::new(Mutex::new(Vec::new())),
             renewed_maps,
             replaced_links,
+            older: Arc::default(),
             unserved_left_out: Arc::default(),
         })
     }
@@ -225,6 +228,11 @@ impl Interceptor {
     /// Enrolled pods that are not intercepted now, and why.
     pub fn problems(&self) -> Vec<PodProblem> {
         self.problems.lock().clone()
+    }
+
+    /// The connections of enrolled pods that go past the mesh because they are older.
+    pub fn older_sockets(&self) -> Arc<OlderSockets> {
+        Arc::clone(&self.older)
     }
 
     /// Removes every pin below `pin_dir`: the programs detach and the pods' connections are plain again. Sockets that

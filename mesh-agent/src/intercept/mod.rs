@@ -5,11 +5,13 @@
 //! that the kernel needs stays pinned, so that pods stay closed, not open, while no agent runs.
 
 mod cgroup;
+mod diag;
 mod discover;
 mod inherit;
 mod listen;
 mod load;
 mod maps;
+mod older;
 mod pins;
 mod pod;
 mod probe;
@@ -22,6 +24,7 @@ mod unserved;
 pub use discover::Refusal;
 pub use inherit::{Inherited, NotAListener};
 pub use load::{Config, InterceptError, Interceptor};
+pub use older::{OlderSocket, OlderSockets};
 pub use pod::{PodEvent, PodListeners, PodNet};
 pub use probe::{Probe, probe};
 pub use problem::PodProblem;

@@ -1,4 +1,4 @@
-//! Handles of the thread that keeps the kernel in step: stop it, pause it while another agent is about to take over, ask
+//! Handles of the threads that keep the kernel in step: stop it, pause it while another agent is about to take over, ask
 //! whether it has done its first round.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 pub struct Running {
     stop: Arc<AtomicBool>,
     holder: Holder,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Makes the synchronisation pause while another agent is about to take over.
@@ -56,8 +56,8 @@ impl Holder {
 }
 
 impl Running {
-    pub(super) fn new(stop: Arc<AtomicBool>, holder: Holder, thread: JoinHandle<()>) -> Self {
-        Self { stop, holder, thread: Some(thread) }
+    pub(super) fn new(stop: Arc<AtomicBool>, holder: Holder, threads: Vec<JoinHandle<()>>) -> Self {
+        Self { stop, holder, threads }
     }
 
     /// Pauses it.
@@ -65,13 +65,13 @@ impl Running {
         self.holder.clone()
     }
 
-    /// Stops and waits until the thread has ended.
+    /// Stops and waits until the threads have ended.
     pub fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the interception thread had panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the interception had panicked");
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ use super::inherit::Inherited;
 use super::listen;
 use super::load::{self, Interceptor};
 use super::maps::addr;
+use super::older::OlderSockets;
 use super::pod::{PodEvent, PodNet};
 use super::problem::{EnrolError, PodProblem};
 use super::running::{Holder, Running};
@@ -71,6 +72,7 @@ impl Interceptor {
             maps: Arc::clone(&self.maps),
             node_cookie: self.node_cookie,
             problems: Arc::clone(&self.problems),
+            older: Arc::clone(&self.older),
             unserved_left_out: Arc::clone(&self.unserved_left_out),
             events,
             stop: Arc::clone(&stop),
@@ -83,10 +85,13 @@ impl Interceptor {
             same_map,
             holder: holder.clone(),
         };
-        let thread = thread::Builder::new()
-            .name("intercept".into())
-            .spawn(move || sync.serve(&snapshots, versions))?;
-        Ok(Running::new(stop, holder, thread))
+        let named = |name: &str| thread::Builder::new().name(name.into());
+        let (older, followed, ended) = (Arc::clone(&self.older), Arc::clone(&snapshots), Arc::clone(&stop));
+        let threads = vec![
+            named("intercept").spawn(move || sync.serve(&snapshots, versions))?,
+            named("older-sockets").spawn(move || older.follow(&followed, &ended))?,
+        ];
+        Ok(Running::new(stop, holder, threads))
     }
 }
 
@@ -106,6 +111,7 @@ struct Sync {
     maps: Arc<super::maps::Maps>,
     node_cookie: u64,
     problems: Arc<parking_lot::Mutex<Vec<PodProblem>>>,
+    older: Arc<OlderSockets>,
     unserved_left_out: Arc<AtomicU64>,
     events: mpsc::Sender<PodEvent>,
     stop: Arc<AtomicBool>,
@@ -168,6 +174,7 @@ impl Sync {
             .map(|workload| (&workload.uid, workload.as_ref()))
             .collect();
         self.depart(&local);
+        self.older.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
         let mut problems = Vec::new();
         for workload in local.values() {
             if let Err(error) = self.arrive(workload, &scanned) {
@@ -251,6 +258,7 @@ impl Sync {
             Local { cgroup: cgroup.clone(), index, addresses: workload.addresses.clone(), netns: None };
         if workload.enrolled {
             let netns = Arc::new(self.namespace(workload, &cgroup)?);
+            self.older.watch(workload, cgroup.clone(), &netns);
             if let Err(error) = self.enrol(workload, &pod, &netns) {
                 self.keep_closed(&workload.uid, pod, netns, &error);
                 return Err(error);

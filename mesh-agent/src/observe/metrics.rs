@@ -131,6 +131,11 @@ impl Metrics {
         self.registry.lock().register_collector(Box::new(UnservedPods(Box::new(read))));
     }
 
+    /// Adds the connections that are older than their pod's enrolment: how many there are, how many were closed.
+    pub fn register_older_sockets(&self, read: impl Fn() -> (u64, u64) + Send + Sync + 'static) {
+        self.registry.lock().register_collector(Box::new(OlderSockets(Box::new(read))));
+    }
+
     /// Adds the ends of the certificates that `store` holds.
     pub fn register_certificates(&self, store: Arc<SvidStore>) {
         self.registry.lock().register_collector(Box::new(Certificates(store)));
@@ -205,6 +210,28 @@ impl Collector for UnservedPods {
         let help = "Enrolled pods of this node that the agent does not serve; status says why";
         let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
         gauge.encode(encoder.encode_descriptor("unserved_pods", help, None, MetricType::Gauge)?)
+    }
+}
+
+/// Connections that go past the mesh.
+struct OlderSockets(Box<dyn Fn() -> (u64, u64) + Send + Sync>);
+
+impl fmt::Debug for OlderSockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OlderSockets")
+    }
+}
+
+impl Collector for OlderSockets {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (now, closed) = (self.0)();
+        let help = "Connections of enrolled pods that are older than the enrolment and go past the mesh";
+        let metric = encoder.encode_descriptor("older_sockets", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(now).unwrap_or(i64::MAX)).encode(metric)?;
+        let help = "Such connections that were closed because their port is strict";
+        let metric =
+            encoder.encode_descriptor("older_sockets_closed", help, None, ConstCounter::<u64>::TYPE)?;
+        ConstCounter::new(closed).encode(metric)
     }
 }
 

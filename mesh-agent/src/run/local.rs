@@ -40,7 +40,8 @@ impl Node {
 
 impl Local for Node {
     fn pods(&self) -> Value {
-        self.pods.report(&self.published.load(), &self.name, &self.pod_problems())
+        let older = self.interceptor.get().map(|interceptor| interceptor.older_sockets()).unwrap_or_default();
+        self.pods.report(&self.published.load(), &self.name, &self.pod_problems(), &older)
     }
 
     fn problems(&self) -> Vec<String> {

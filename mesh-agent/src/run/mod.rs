@@ -180,6 +180,8 @@ impl Parts {
         self.metrics.register_kernel(move || kernel.reasons());
         let kernel = Arc::clone(&interceptor);
         self.metrics.register_unserved_pods(move || kernel.problems().len());
+        let older = interceptor.older_sockets();
+        self.metrics.register_older_sockets(move || older.counts());
         let (control, pace) = (self.control.clone(), self.settings.clone());
         tasks.spawn(async move { control.run(controller, settings, identity, pace).await });
         let readiness = Arc::clone(&self.readiness);

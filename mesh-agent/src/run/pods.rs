@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_core::model::WorkloadUid;
 use mesh_core::snapshot::Snapshot;
@@ -10,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::intercept::{PodEvent, PodNet, PodProblem};
+use crate::intercept::{OlderSocket, OlderSockets, PodEvent, PodNet, PodProblem};
 
 /// The pods that are served now.
 #[derive(Debug, Default)]
@@ -35,7 +36,13 @@ impl ServedPods {
     }
 
     /// Each enrolled pod of `node`, whether it is served, and why not.
-    pub(super) fn report(&self, snapshot: &Snapshot, node: &str, problems: &[PodProblem]) -> Value {
+    pub(super) fn report(
+        &self,
+        snapshot: &Snapshot,
+        node: &str,
+        problems: &[PodProblem],
+        older: &OlderSockets,
+    ) -> Value {
         let served = self.0.lock();
         let mut pods: Vec<_> =
             snapshot.workloads().filter(|w| w.enrolled && *w.node == *node).map(Arc::clone).collect();
@@ -51,6 +58,7 @@ impl ServedPods {
                 "served": served.contains_key(&pod.uid),
                 "netns_cookie": served.get(&pod.uid).map(|net| net.netns_cookie),
                 "problem": problem.map(|problem| problem.reason.as_str()),
+                "older_sockets": older.of(&pod.uid).iter().map(older_socket).collect::<Vec<_>>(),
             })
         });
         Value::Array(report.collect())
@@ -65,4 +73,14 @@ impl ServedPods {
             .find(|w| !served.contains_key(&w.uid) && !problems.iter().any(|p| p.uid == w.uid))
             .map(|w| format!("pod {}/{} is not served yet", w.namespace(), w.name))
     }
+}
+
+/// A connection that goes past the mesh; `closes_in_seconds` is null where it is only shown.
+fn older_socket(socket: &OlderSocket) -> Value {
+    let left = socket.closes_at.map(|at| at.saturating_duration_since(Instant::now()).as_secs());
+    json!({
+        "local": socket.local.to_string(),
+        "remote": socket.remote.to_string(),
+        "closes_in_seconds": left,
+    })
 }
