@@ -1,11 +1,11 @@
-//! Handles of the threads that keep the kernel in step: stop it, pause it while another agent is about to take over, ask
-//! whether it has done its first round.
+//! Handles of the threads that keep the kernel in step: stop them, pause them while another agent is about to take over, ask
+//! whether they have done their first round.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// The running synchronisation. Dropping it stops the thread and leaves the kernel as it is.
+/// The running synchronisation. Dropping it stops the threads and leaves the kernel as it is.
 #[derive(Debug)]
 pub struct Running {
     stop: Arc<AtomicBool>,
