@@ -3,10 +3,11 @@
 //! strict are closed after a grace period.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -96,8 +97,17 @@ impl OlderSockets {
         self.pods.lock().retain(|uid, _| enrolled(uid));
     }
 
-    /// Looks after them until `stop` is set.
-    pub(super) fn follow(&self, snapshots: &ArcSwap<Snapshot>, stop: &AtomicBool) {
+    /// Looks after them on a thread of its own, until `stop` is set.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        snapshots: &Arc<ArcSwap<Snapshot>>,
+        stop: &Arc<AtomicBool>,
+    ) -> io::Result<JoinHandle<()>> {
+        let (this, snapshots, stop) = (Arc::clone(self), Arc::clone(snapshots), Arc::clone(stop));
+        thread::Builder::new().name("older-sockets".into()).spawn(move || this.follow(&snapshots, &stop))
+    }
+
+    fn follow(&self, snapshots: &ArcSwap<Snapshot>, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             self.look(&snapshots.load(), Instant::now());
             thread::sleep(TICK);
@@ -178,7 +188,7 @@ impl Watched {
 impl Place {
     /// The connections of the pod's processes that neither the agent carries nor the mesh leaves alone. The agent's own
     /// sockets in the namespace were made in another cgroup.
-    fn past_the_mesh(&self) -> std::io::Result<Vec<DiagSocket>> {
+    fn past_the_mesh(&self) -> io::Result<Vec<DiagSocket>> {
         let cgroups = discover::ids_below(&self.cgroup)?;
         let mut found = diag::connected(&self.netns)?;
         found.retain(|socket| {

@@ -85,13 +85,11 @@ impl Interceptor {
             same_map,
             holder: holder.clone(),
         };
-        let named = |name: &str| thread::Builder::new().name(name.into());
-        let (older, followed, ended) = (Arc::clone(&self.older), Arc::clone(&snapshots), Arc::clone(&stop));
-        let threads = vec![
-            named("intercept").spawn(move || sync.serve(&snapshots, versions))?,
-            named("older-sockets").spawn(move || older.follow(&followed, &ended))?,
-        ];
-        Ok(Running::new(stop, holder, threads))
+        let older = self.older.start(&snapshots, &stop)?;
+        let thread = thread::Builder::new()
+            .name("intercept".into())
+            .spawn(move || sync.serve(&snapshots, versions))?;
+        Ok(Running::new(stop, holder, vec![thread, older]))
     }
 }
 
