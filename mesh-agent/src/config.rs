@@ -8,6 +8,7 @@ use clap::{Args, Parser, ValueEnum};
 use mesh_core::identity::TrustDomain;
 
 use crate::control::NodeSettings;
+use crate::intercept::{ConnectMode, NeverHeld};
 use crate::transport::TransportPreference;
 
 /// The node agent of Ferromesh.
@@ -70,9 +71,18 @@ pub struct AgentArgs {
     /// What becomes of raw, UDP-Lite and SCTP sockets of enrolled pods, which could send past the mesh
     #[arg(long, value_enum, default_value_t = OtherSockets::Refuse)]
     pub other_sockets: OtherSockets,
-    /// What becomes of inbound connections to a pod that nobody has classified yet
+    /// What becomes of the connections of a pod that nobody has classified yet, and of those to it
     #[arg(long, value_enum, default_value_t = Unclassified::Hold)]
     pub unclassified: Unclassified,
+    /// Namespaces whose pods are never held
+    #[arg(long, value_delimiter = ',', default_value = "kube-system,ferromesh-system")]
+    pub never_hold: Vec<String>,
+    /// The kubelet's folder of pod logs: says the namespaces of pods that the controller has not named yet
+    #[arg(long, default_value = "/var/log/pods")]
+    pub pod_logs: PathBuf,
+    /// When a pod's connect() returns
+    #[arg(long, value_enum, default_value_t = Connect::Eager)]
+    pub connect: Connect,
     /// The form of the log
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -108,6 +118,15 @@ pub enum Unclassified {
     Pass,
 }
 
+/// `--connect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Connect {
+    /// When the destination has been dialled, with that outcome.
+    Honest,
+    /// At once; a failure reaches the client as a reset.
+    Eager,
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -126,6 +145,15 @@ impl From<Transport> for TransportPreference {
     }
 }
 
+impl From<Connect> for ConnectMode {
+    fn from(connect: Connect) -> Self {
+        match connect {
+            Connect::Honest => Self::Honest,
+            Connect::Eager => Self::Eager,
+        }
+    }
+}
+
 impl AgentArgs {
     /// Which node this is.
     pub fn node_settings(&self) -> NodeSettings {
@@ -135,6 +163,11 @@ impl AgentArgs {
             state_dir: self.state_dir.clone(),
             token_file: self.join_token_file.clone(),
         }
+    }
+
+    /// Which pods are never held.
+    pub fn never_held(&self) -> NeverHeld {
+        NeverHeld { namespaces: self.never_hold.clone(), pod_logs: self.pod_logs.clone() }
     }
 
     /// How long a drain may take.

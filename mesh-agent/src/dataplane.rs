@@ -6,6 +6,7 @@
 
 mod accept_loop;
 mod descriptors;
+mod held;
 mod lend;
 mod pod;
 mod worker;
@@ -20,7 +21,7 @@ use mesh_core::model::WorkloadUid;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::context::Context;
-use crate::intercept::{PodEvent, PodListeners, PodNet};
+use crate::intercept::{HeldEvents, PodEvent, PodListeners, PodNet};
 
 pub use lend::{LendError, Lender};
 use pod::Caps;
@@ -75,6 +76,11 @@ impl Dataplane {
         let pods = Pods { fleet: Arc::clone(&fleet), most, known: HashMap::new() };
         let dispatcher = tokio::spawn(pods.follow(events, stopped));
         Ok(Self { fleet, threads, stop, dispatcher })
+    }
+
+    /// Hands out the connections that the kernel holds, to the pods that are served.
+    pub fn follow_held(&self, events: HeldEvents) {
+        self.fleet.send(0, Order::Follow(Box::new(events)));
     }
 
     /// Connections that are open now, tunnels without one included.
@@ -133,6 +139,7 @@ impl Pods {
             match event {
                 Some(PodEvent::Up(net, listeners)) => self.up(net, listeners),
                 Some(PodEvent::Down { uid, gone }) => self.down(&uid, gone),
+                Some(PodEvent::Plain(held)) => self.fleet.release(held),
                 None => {
                     // The interceptor has ended; what runs goes on until the drain.
                     if stopped.await.is_err() {

@@ -1,6 +1,9 @@
 //! A connection that a pod makes, from accept to the last byte; reads top to bottom like the table in
 //! `ARCHITECTURE.md`. An [`Accepted`] socket comes in; one record goes out, whatever happens.
 
+mod near;
+mod released;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,16 +13,21 @@ use bytes::Bytes;
 use mesh_core::model::Workload;
 use mesh_core::route::Candidate;
 use mesh_core::snapshot::Snapshot;
-use tokio::net::TcpStream;
 
 use crate::accept::{self, Accepted};
-use crate::authorize::{self, Permit, SourcePermit};
+use crate::authorize::{self, Cut, Permit, SourcePermit};
 use crate::balance::Asker;
 use crate::dataplane::{PodState, Worker};
 use crate::identify::HandshakeFailure;
+use crate::intercept::Held;
 use crate::observe::{Facts, Outcome, Record, Reporter, Side};
 use crate::route::{self, Routed};
-use crate::transport::{self, End, Open, OpenError, Protocol, RefusalCode, Relayed, Target};
+use crate::transport::{
+    self, End, NotOpened, Open, OpenError, Protocol, Refusal, RefusalCode, Relayed, Target, Tunnel,
+};
+use near::{Failure, Near};
+
+pub(crate) use released::release;
 
 /// How many distinct endpoints of a service are tried before the client is told.
 const MOST_ENDPOINTS: usize = 3;
@@ -27,12 +35,6 @@ const MOST_ENDPOINTS: usize = 3;
 /// What a reset is called here: the near socket is the client's.
 const NEAR: &str = "reset_by_client";
 const FAR: &str = "reset_by_server";
-
-/// The client's socket, and what was read from it already. Nothing of it has reached an application.
-struct Near {
-    io: TcpStream,
-    replay: Bytes,
-}
 
 /// A connection whose source is known and whose destination has candidates.
 struct Plan {
@@ -48,9 +50,9 @@ enum Attempt {
     /// The connection is over.
     Over(Outcome),
     /// Nothing was sent; another endpoint may do.
-    Elsewhere(Near, Outcome),
+    Elsewhere(Near, Failure),
     /// Nothing was sent, and no other endpoint would do better.
-    Hopeless(Near, Outcome),
+    Hopeless(Near, Failure),
 }
 
 /// One endpoint that was picked.
@@ -61,19 +63,46 @@ struct Endpoint<'a> {
 
 /// Carries one connection that `accept::outbound` took.
 pub(crate) async fn serve(worker: &Worker, accepted: Accepted, pod: Arc<PodState>) {
-    let mut facts = Facts::new(Reporter::Source, accepted.client);
-    facts.dialled = Some(accepted.orig_dst);
-    let mut record = Record::new(&worker.ctx.metrics, facts);
     let Accepted { io, client, orig_dst, .. } = accepted;
-    let near = Near { io, replay: Bytes::new() };
-    let outcome = match plan(worker, (client, orig_dst), pod, &mut record).await {
-        Ok(plan) => carry(worker, &plan, near, &mut record).await,
-        Err(outcome) => {
-            accept::reset(near.io);
-            outcome
+    run(worker, Near::Accepted { io, replay: Bytes::new() }, (client, orig_dst), pod).await;
+}
+
+/// Dials for a client that waits in `connect()`, answers it as the dial ended, and carries the connection.
+pub(crate) async fn answer(worker: &Worker, held: Held, pod: Arc<PodState>) {
+    let ends = (accept::shown(&pod.net, held.client()), accept::canonical(held.dst));
+    run(worker, Near::Held(held), ends, pod).await;
+}
+
+async fn run(worker: &Worker, mut near: Near, ends: (SocketAddr, SocketAddr), pod: Arc<PodState>) {
+    let mut facts = Facts::new(Reporter::Source, ends.0);
+    facts.dialled = Some(ends.1);
+    let mut record = Record::new(&worker.ctx.metrics, facts);
+    let outcome = loop {
+        let (same, failure) = match once(worker, near, ends, &pod, &mut record).await {
+            Attempt::Over(outcome) => break outcome,
+            Attempt::Elsewhere(near, failure) | Attempt::Hopeless(near, failure) => (near, failure),
+        };
+        match same.fail(failure.answer).await {
+            Some(asking) => near = asking,
+            None => break failure.outcome,
         }
     };
     record.end(outcome);
+}
+
+/// All stages once.
+async fn once(
+    worker: &Worker,
+    near: Near,
+    ends: (SocketAddr, SocketAddr),
+    pod: &Arc<PodState>,
+    record: &mut Record,
+) -> Attempt {
+    match near.while_waiting(plan(worker, ends, Arc::clone(pod), record)).await {
+        Some(Ok(plan)) => carry(worker, &plan, near, record).await,
+        Some(Err(failure)) => Attempt::Hopeless(near, failure),
+        None => Attempt::Over(Outcome::gave_up()),
+    }
 }
 
 /// Identify, and route.
@@ -82,41 +111,37 @@ async fn plan(
     (client, dialled): (SocketAddr, SocketAddr),
     pod: Arc<PodState>,
     record: &mut Record,
-) -> Result<Plan, Outcome> {
+) -> Result<Plan, Failure> {
     let source = authorize::source(&worker.ctx.snapshot(), &pod.net.uid, client.ip())
-        .map_err(|unknown| Outcome::unknown_source(&unknown.0))?;
+        .map_err(|unknown| Failure::passing(Outcome::unknown_source(&unknown.0)))?;
     record.facts.source = Side::proven(source.workload());
-    let routed = route::route(&worker.ctx, &source, dialled).await.map_err(|error| Outcome::from(&error))?;
+    let routed = route::route(&worker.ctx, &source, dialled).await.map_err(|error| Failure::from(&error))?;
     record.facts.service.clone_from(&routed.service);
     Ok(Plan { client, dialled, source, routed, pod })
 }
 
 /// Tries endpoints until one takes the connection.
-async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record) -> Outcome {
+async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record) -> Attempt {
     let asker = Asker { client: plan.client.ip(), port: plan.dialled.port() };
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut last = Outcome::aborted();
+    let mut last = Failure::refused(Outcome::aborted());
     while tried.len() < MOST_ENDPOINTS {
         let balancer = &worker.ctx.balancer;
         let picked = balancer.pick(&plan.routed, asker, &tried, rand::random(), Instant::now());
         let Some(candidate) = picked else { break };
         let load = balancer.enter(candidate.address);
         match attempt(worker, plan, candidate, near, record).await {
-            Attempt::Over(outcome) => return outcome,
-            Attempt::Hopeless(same, outcome) => {
-                (near, last) = (same, outcome);
-                break;
+            Attempt::Elsewhere(same, failure) => {
+                let reason = &failure.outcome.reason;
+                tracing::debug!(endpoint = %candidate.address, %reason, "an endpoint failed");
+                (near, last) = (same, failure);
             }
-            Attempt::Elsewhere(same, outcome) => {
-                tracing::debug!(endpoint = %candidate.address, reason = %outcome.reason, "an endpoint failed");
-                (near, last) = (same, outcome);
-            }
+            done => return done,
         }
         drop(load);
         tried.push(candidate.address);
     }
-    accept::reset(near.io);
-    last
+    Attempt::Hopeless(near, last)
 }
 
 /// Authorizes for one endpoint, and dials it as what it is.
@@ -129,9 +154,11 @@ async fn attempt(
 ) -> Attempt {
     let facts = &mut record.facts;
     facts.endpoint = Some(candidate.address);
-    let behind = match route::enrolled_behind(&worker.ctx, &plan.routed, candidate).await {
-        Ok(behind) => behind,
-        Err(error) => return Attempt::Elsewhere(near, Outcome::from(&error)),
+    let behind = near.while_waiting(route::enrolled_behind(&worker.ctx, &plan.routed, candidate)).await;
+    let behind = match behind {
+        Some(Ok(behind)) => behind,
+        Some(Err(error)) => return Attempt::Elsewhere(near, Failure::from(&error)),
+        None => return Attempt::Over(Outcome::gave_up()),
     };
     let (snapshot, workload, enrolled): (Arc<Snapshot>, Option<Arc<Workload>>, bool) = behind;
     let workload = workload.as_ref();
@@ -144,7 +171,7 @@ async fn attempt(
     let port = candidate.address.port();
     let permit = match authorize::endpoint(&plan.source, &snapshot, in_mesh.map(|w| &**w), port) {
         Ok(permit) => permit,
-        Err(denial) => return Attempt::Hopeless(near, Outcome::from(&denial)),
+        Err(denial) => return Attempt::Hopeless(near, Failure::from(&denial)),
     };
     drop(snapshot);
     record.facts.audit = permit.audit().to_vec();
@@ -164,14 +191,22 @@ async fn tunnel(
     record: &mut Record,
 ) -> Attempt {
     record.facts.protocol = None;
-    let Some(svid) = worker.ctx.svid(plan.source.identity()).await else {
-        return Attempt::Hopeless(near, Outcome::no_certificate(plan.source.identity()));
+    let svid = match near.while_waiting(worker.ctx.svid(plan.source.identity())).await {
+        Some(Some(svid)) => svid,
+        Some(None) => {
+            return Attempt::Hopeless(
+                near,
+                Failure::passing(Outcome::no_certificate(plan.source.identity())),
+            );
+        }
+        None => return Attempt::Over(Outcome::gave_up()),
     };
     let open = Open { destination: endpoint.address, client: plan.client };
     let target = Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open };
-    let tunnel = match worker.dialer.connect(&target).await {
-        Ok(tunnel) => tunnel,
-        Err(error) => return open_failed(worker, near, &error),
+    let tunnel = match near.while_waiting(worker.dialer.connect(&target)).await {
+        Some(Ok(tunnel)) => tunnel,
+        Some(Err(error)) => return open_failed(worker, near, &error),
+        None => return Attempt::Over(Outcome::gave_up()),
     };
     let (registered, cut) = match worker.register(&plan.pod, endpoint.permit) {
         Ok(entered) => entered,
@@ -181,14 +216,70 @@ async fn tunnel(
                 // Its tunnels were closed while this one was dialled.
                 worker.dialer.close_pod(&plan.pod.net.uid);
             }
-            return Attempt::Hopeless(near, outcome);
+            return Attempt::Hopeless(near, Failure::refused(outcome));
         }
     };
     record.facts.protocol = Some(tunnel.protocol());
-    record.opened();
-    let relayed = tunnel.relay(near.io, near.replay, cut).await;
+    let relayed = match near {
+        Near::Accepted { io, replay } => {
+            record.opened();
+            tunnel.relay(io, replay, cut).await
+        }
+        Near::Held(held) => match open_first(worker, tunnel, held, (cut, record)).await {
+            Ok(relayed) => relayed,
+            Err(attempt) => return attempt,
+        },
+    };
     drop(registered);
     finish(relayed, record)
+}
+
+/// The far agent connects the application before the client is answered.
+async fn open_first(
+    worker: &Worker,
+    tunnel: Tunnel,
+    held: Held,
+    (mut cut, record): (Cut, &mut Record),
+) -> Result<Relayed, Attempt> {
+    let opened = tokio::select! {
+        biased;
+        opened = tunnel.open() => opened,
+        reason = cut.wait() => {
+            return Err(Attempt::Hopeless(Near::Held(held), Failure::refused(Outcome::from(&reason))));
+        }
+        () = held.gone() => return Err(Attempt::Over(Outcome::gave_up())),
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(NotOpened::Refused(refusal)) => return Err(refused(Near::Held(held), &refusal)),
+        Err(NotOpened::Dial(error)) => return Err(open_failed(worker, Near::Held(held), &error)),
+        Err(NotOpened::Lost(text)) => {
+            let outcome = Outcome::of_end(&End::TunnelLost(text), NEAR, FAR);
+            // Not one byte of the client's is on its way: it may be asked again.
+            return Err(Attempt::Elsewhere(Near::Held(held), Failure::passing(outcome)));
+        }
+    };
+    record.facts.protocol = Some(opened.protocol());
+    match held.connected().await {
+        Ok(io) => {
+            drop(held);
+            record.opened();
+            Ok(opened.relay(io, cut).await)
+        }
+        Err(error) => {
+            opened.abort();
+            Err(not_connected(held, &error))
+        }
+    }
+}
+
+/// Connecting back failed: the client is gone, or this agent is short of something and the client asks again.
+fn not_connected(held: Held, error: &io::Error) -> Attempt {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        return Attempt::Over(Outcome::gave_up());
+    }
+    tracing::warn!(client = %held.client(), %error, "a waiting client could not be connected");
+    Attempt::Hopeless(Near::Held(held), Failure::passing(Outcome::dial(error)))
 }
 
 /// Outside the mesh, or a pod that is not enrolled: plain TCP from the pod's network namespace.
@@ -200,39 +291,50 @@ async fn plain(
     record: &mut Record,
 ) -> Attempt {
     record.facts.protocol = Some(Protocol::Plain);
-    let dial = plan.pod.net.dial(endpoint.address);
-    let far = match tokio::time::timeout(worker.ctx.config.dial_timeout, dial).await {
-        Ok(Ok(far)) => far,
-        Ok(Err(error)) => return Attempt::Elsewhere(near, Outcome::dial(&error)),
-        Err(_) => return Attempt::Elsewhere(near, Outcome::dial_timeout()),
+    let dial = tokio::time::timeout(worker.ctx.config.dial_timeout, plan.pod.net.dial(endpoint.address));
+    let far = match near.while_waiting(dial).await {
+        Some(Ok(Ok(far))) => far,
+        Some(Ok(Err(error))) => return Attempt::Elsewhere(near, Failure::dial(&error)),
+        Some(Err(_)) => return Attempt::Elsewhere(near, Failure::passing(Outcome::dial_timeout())),
+        None => return Attempt::Over(Outcome::gave_up()),
     };
     let (registered, cut) = match worker.register(&plan.pod, endpoint.permit) {
         Ok(entered) => entered,
         Err(outcome) => {
             accept::reset(far);
-            return Attempt::Hopeless(near, outcome);
+            return Attempt::Hopeless(near, Failure::refused(outcome));
         }
     };
+    let (io, replay) = match near {
+        Near::Accepted { io, replay } => (io, replay),
+        Near::Held(held) => match held.connected().await {
+            Ok(io) => (io, Bytes::new()),
+            Err(error) => {
+                accept::reset(far);
+                return not_connected(held, &error);
+            }
+        },
+    };
     record.opened();
-    let relayed = transport::plain::relay(near.io, far, near.replay, cut).await;
+    let relayed = transport::plain::relay(io, far, replay, cut).await;
     drop(registered);
     finish(relayed, record)
 }
 
 /// No tunnel came to be: whose fault it is decides whether another endpoint may do.
 fn open_failed(worker: &Worker, near: Near, error: &OpenError) -> Attempt {
-    let outcome = Outcome::from(error);
+    let failure = Failure::from(error);
     match error {
-        OpenError::Dial { source, .. } if is_ours(source) => Attempt::Hopeless(near, outcome),
-        OpenError::Dial { .. } | OpenError::Timeout { .. } => Attempt::Elsewhere(near, outcome),
+        OpenError::Dial { source, .. } if is_ours(source) => Attempt::Hopeless(near, failure),
+        OpenError::Dial { .. } | OpenError::Timeout { .. } => Attempt::Elsewhere(near, failure),
         OpenError::Handshake { reason, .. } => {
             worker.ctx.metrics.handshake_failed(reason.code());
             let ours = matches!(reason, HandshakeFailure::OwnExpired | HandshakeFailure::Config(_));
-            if ours { Attempt::Hopeless(near, outcome) } else { Attempt::Elsewhere(near, outcome) }
+            if ours { Attempt::Hopeless(near, failure) } else { Attempt::Elsewhere(near, failure) }
         }
         OpenError::WrongIdentity { .. } => {
             worker.ctx.metrics.handshake_failed(error.code());
-            Attempt::Elsewhere(near, outcome)
+            Attempt::Elsewhere(near, failure)
         }
     }
 }
@@ -247,19 +349,22 @@ fn is_ours(error: &io::Error) -> bool {
 fn finish(relayed: Relayed, record: &mut Record) -> Attempt {
     let outcome = Outcome::of_end(&relayed.end, NEAR, FAR);
     match relayed.end {
-        End::Refused { refusal, near: io, replay } => {
-            let near = Near { io, replay };
-            match refusal.code {
-                RefusalCode::Denied | RefusalCode::BadDestination => Attempt::Hopeless(near, outcome),
-                RefusalCode::ConnectionRefused
-                | RefusalCode::Unreachable
-                | RefusalCode::Draining
-                | RefusalCode::Overloaded => Attempt::Elsewhere(near, outcome),
-            }
-        }
+        End::Refused { refusal, near: io, replay } => refused(Near::Accepted { io, replay }, &refusal),
         _ => {
             record.carried(relayed.to_near, relayed.from_near);
             Attempt::Over(outcome)
         }
+    }
+}
+
+/// The far agent refused before the first byte.
+fn refused(near: Near, refusal: &Refusal) -> Attempt {
+    let failure = Failure::far(refusal);
+    match refusal.code {
+        RefusalCode::Denied | RefusalCode::BadDestination => Attempt::Hopeless(near, failure),
+        RefusalCode::ConnectionRefused
+        | RefusalCode::Unreachable
+        | RefusalCode::Draining
+        | RefusalCode::Overloaded => Attempt::Elsewhere(near, failure),
     }
 }

@@ -18,8 +18,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use aya::maps::{MapData, RingBuf};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 pub use tcp::{acknowledged_beyond, bytes_written, ended_unread};
 
@@ -80,6 +83,12 @@ impl NetNs {
         // The kernel answers at once; an answer that is lost must not hold the thread up.
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(2)))?;
         Ok(socket)
+    }
+
+    /// A socket that sends whole IP packets in this namespace.
+    pub fn raw_socket(&self, ipv6: bool) -> io::Result<Socket> {
+        let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+        within(self.file.as_fd(), || Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?
     }
 
     /// Whether `address` is one of this namespace's own.
@@ -187,6 +196,12 @@ pub fn face_application(socket: &impl AsFd) -> io::Result<()> {
 /// Makes the close of `socket` a RST.
 pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// Lets the calling task's runtime wait for events of a ring.
+pub fn watch_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring owns its map's descriptor, gives the same one as long as it lives, and closes it when it goes.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// The id of a cgroup, as the kernel's programs see it.

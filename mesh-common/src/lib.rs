@@ -13,6 +13,8 @@ pub use reasons::{REASONS, Reason};
 
 /// Port of the agent's listener for redirected outbound connections, in each enrolled pod's network namespace.
 pub const PORT_OUTBOUND: u16 = 15001;
+/// Port that held outbound connections are redirected to: nobody listens there, the agent answers from it.
+pub const PORT_HELD: u16 = 15002;
 /// Port of the agent's listener for inbound plaintext, in each enrolled pod's network namespace.
 pub const PORT_INBOUND: u16 = 15006;
 /// Port of the agent's listener for inbound mutual TLS, in each enrolled pod's network namespace.
@@ -37,6 +39,8 @@ pub const MAX_PODS: u32 = 1024;
 pub const MAX_PENDING: u32 = 65_536;
 /// The most virtual addresses and ports without an endpoint that the kernel is told of.
 pub const MAX_UNSERVED: u32 = 16_384;
+/// Bytes of the `HELD_EVENTS` ring; a power of two, and whole pages of any page size.
+pub const HELD_EVENT_BYTES: u32 = 1 << 20;
 /// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
 pub const MAX_REASONS: u32 = 256;
 /// How many levels below the pods' cgroup root a pod's cgroup may be.
@@ -86,17 +90,19 @@ pub struct Pod {
     pub addr6: Addr,
     /// The pod's index: names its slots in `LISTENERS`.
     pub index: u32,
-    /// [`POD_ENROLLED`] and [`POD_CLOSED`], or 0.
+    /// [`POD_ENROLLED`], [`POD_CLOSED`] and [`POD_HONEST`], or 0.
     pub flags: u32,
 }
 
 /// Flag of [`Pod`]: connections of this pod are redirected to the agent.
 pub const POD_ENROLLED: u32 = 1;
+/// Flag of [`Pod`]: a redirected `connect()` is held until the agent has dialled, and ends as the dial did.
+pub const POD_HONEST: u32 = 4;
 
 /// Flag of [`Pod`], beside [`POD_ENROLLED`]: the agent cannot serve the pod; its connections are refused, not redirected.
 pub const POD_CLOSED: u32 = 2;
 
-/// Key of `ORIG_DST`: names one redirected connection until the agent has accepted it.
+/// Key of `ORIG_DST` and of `HELD`: names one redirected connection until the agent has accepted or answered it.
 /// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` and `port` are the client's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +144,39 @@ pub struct ClientKey {
     pub pad: [u16; 3],
 }
 
+/// Value of `HELD`: a connection whose SYN is held, for as long as its client waits in `connect()`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// What the client dialled.
+    pub dst: Endpoint,
+    /// Where the client's SYN comes from: the agent answers there.
+    pub client: Endpoint,
+    /// Sequence number of the SYN: a forged answer must fit it.
+    pub isn: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Ids of the socket's cgroups below the pods' root, from the top; 0 where there is none. One of them is the pod's.
+    pub cgroups: [u64; POD_LEVELS as usize],
+}
+
+/// Record of the `HELD_EVENTS` ring: something happened to a key of `HELD`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldEvent {
+    /// Which connection.
+    pub key: OrigKey,
+    /// [`HELD_SYN`] or [`HELD_GONE`].
+    pub kind: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// [`HeldEvent::kind`]: a SYN was held, for the first time or again.
+pub const HELD_SYN: u32 = 1;
+/// [`HeldEvent::kind`]: the client waits no longer.
+pub const HELD_GONE: u32 = 2;
+
 /// Value of the `SOCKETS` socket storage: what a redirected or accepted socket shows instead of its real peer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,6 +195,15 @@ pub struct Socket {
 pub const SOCKET_OUTBOUND: u32 = 1;
 /// [`Socket::kind`]: accepted by an application from the agent.
 pub const SOCKET_INBOUND: u32 = 2;
+/// [`Socket::kind`]: outbound, redirected to the agent, which answers the held SYN.
+pub const SOCKET_HELD: u32 = 3;
+
+impl Socket {
+    /// Whether its connection was redirected to the agent.
+    pub const fn is_outbound(&self) -> bool {
+        self.kind == SOCKET_OUTBOUND || self.kind == SOCKET_HELD
+    }
+}
 
 /// The v4-mapped form of an IPv4 address.
 pub const fn mapped(octets: [u8; 4]) -> Addr {
@@ -177,6 +225,8 @@ mod tests {
         assert_eq!(size_of::<OrigKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<ClientKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<Endpoint>(), addr + 2 * u16s);
+        assert_eq!(size_of::<Held>(), 2 * size_of::<Endpoint>() + 2 * u32s + POD_LEVELS as usize * u64s);
+        assert_eq!(size_of::<HeldEvent>(), size_of::<OrigKey>() + 2 * u32s);
         assert_eq!(size_of::<Socket>(), size_of::<Endpoint>() + u32s + size_of::<OrigKey>() + addr,);
     }
 
@@ -187,6 +237,8 @@ mod tests {
         assert_eq!((size_of::<ClientKey>(), align_of::<ClientKey>()), (32, 8));
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (20, 2));
         assert_eq!((size_of::<Socket>(), align_of::<Socket>()), (72, 8));
+        assert_eq!((size_of::<Held>(), align_of::<Held>()), (72, 8));
+        assert_eq!((size_of::<HeldEvent>(), align_of::<HeldEvent>()), (40, 8));
     }
 
     #[test]

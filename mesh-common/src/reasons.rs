@@ -113,4 +113,14 @@ reasons! {
     SocknameAnswered = "sockname_answered",
     /// getsockname: the kernel's answer is true.
     SocknameUntouched = "sockname_untouched",
+    /// egress: a SYN was held for the agent's answer, for the first time or again.
+    SynHeld = "syn_held",
+    /// egress: a SYN was dropped, but the map of held connections is full: its next retransmit tries again.
+    HeldFull = "held_full",
+    /// egress: the ring of events is full; the agent learns of the SYN at its next retransmit.
+    HeldRingFull = "held_ring_full",
+    /// sock_ops: a held connection was answered: the agent connected back.
+    HeldAnswered = "held_answered",
+    /// sock_ops: a held connection ended without being connected: refused, unreachable, timed out, or closed by its client.
+    HeldEnded = "held_ended",
 }

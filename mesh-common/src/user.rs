@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait; this is the one file that implements it")]
 
-use crate::{ClientKey, Endpoint, OrigKey, Pod, Socket};
+use crate::{ClientKey, Endpoint, Held, OrigKey, Pod, Socket};
 
 // SAFETY: `repr(C)`, only integers, no implicit padding (the size tests), any bit pattern is a value.
 unsafe impl aya::Pod for Pod {}
@@ -14,3 +14,5 @@ unsafe impl aya::Pod for ClientKey {}
 unsafe impl aya::Pod for Endpoint {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Socket {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Held {}

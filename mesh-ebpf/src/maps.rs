@@ -4,10 +4,10 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
-    ClientKey, Endpoint, LISTENERS_PER_POD, MAX_AGENTS, MAX_PENDING, MAX_PODS, MAX_REASONS, MAX_UNSERVED,
-    OrigKey, Pod, Reason, Socket,
+    ClientKey, Endpoint, HELD_EVENT_BYTES, Held, LISTENERS_PER_POD, MAX_AGENTS, MAX_PENDING, MAX_PODS,
+    MAX_REASONS, MAX_UNSERVED, OrigKey, Pod, Reason, Socket,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -17,6 +17,14 @@ pub static PODS: HashMap<u64, Pod> = HashMap::pinned(MAX_PODS, 0);
 /// Original destinations of redirected connections, from SYN until the agent's accept.
 #[map]
 pub static ORIG_DST: HashMap<OrigKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0);
+
+/// Connections whose SYN is held, for as long as their clients wait.
+#[map]
+pub static HELD: HashMap<OrigKey, Held> = HashMap::pinned(MAX_PENDING, 0);
+
+/// Tells the agent what happens to the keys of `HELD`. What is not read stays there for the next agent.
+#[map]
+pub static HELD_EVENTS: RingBuf = RingBuf::pinned(HELD_EVENT_BYTES, 0);
 
 /// True clients of connections that the agent dials, from before its SYN until the application's socket is established.
 #[map]

@@ -6,6 +6,7 @@ mod backstop;
 mod corners;
 mod endings;
 mod ground;
+mod honest;
 mod identity;
 mod interception;
 mod languages;

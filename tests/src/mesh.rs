@@ -24,6 +24,10 @@ const IN_FORCE: Duration = Duration::from_secs(15);
 pub struct Options {
     /// Which transport each node's agent offers, in order of nodes: `auto` or `hbone`.
     pub transports: Vec<&'static str>,
+    /// When a pod's `connect()` returns: `honest` or `eager`.
+    pub connect: String,
+    /// What becomes of pods that nobody has classified yet: `hold` or `pass`.
+    pub unclassified: String,
     /// How long certificates live.
     pub svid_ttl: &'static str,
     /// Further arguments of every agent.
@@ -36,11 +40,18 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             transports: vec!["auto", "auto"],
+            connect: mode("CONNECT", "eager"),
+            unclassified: mode("UNCLASSIFIED", "hold"),
             svid_ttl: "24h",
             agent_arguments: Vec::new(),
             agents_as_pods: false,
         }
     }
+}
+
+/// All scenarios can be played in either mode.
+fn mode(name: &str, default: &str) -> String {
+    std::env::var(format!("FERROMESH_TEST_{name}")).unwrap_or_else(|_| default.to_owned())
 }
 
 /// A controller, agents, and the world that they serve.
@@ -170,6 +181,10 @@ impl Mesh {
             "cluster.local".to_owned(),
             "--transport".to_owned(),
             transport.to_owned(),
+            "--connect".to_owned(),
+            self.options.connect.clone(),
+            "--unclassified".to_owned(),
+            self.options.unclassified.clone(),
         ];
         let more = self.options.agent_arguments.iter().copied();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();

@@ -57,7 +57,7 @@ pub fn outbound(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<A
 
 /// The address that a client believes to have. A socket that was bound to a port before `connect()` could not be given
 /// the pod's address by the kernel program, so it comes from loopback, with the port that the application chose.
-fn shown(pod: &PodNet, client: SocketAddr) -> SocketAddr {
+pub fn shown(pod: &PodNet, client: SocketAddr) -> SocketAddr {
     let own = pod.addresses.iter().find(|own| own.is_ipv4() == client.is_ipv4());
     match own {
         Some(own) if client.ip().is_loopback() => SocketAddr::new(*own, client.port()),

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::descriptors::Left;
 use super::pod::PodState;
 use super::worker::{Handed, Port, Worker};
+use crate::intercept::Held;
 use crate::observe::AcceptFailure;
 
 /// The pauses after a failure that does not pass at once: doubled from the first to the last.
@@ -46,6 +48,15 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, list
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         }
+    }
+}
+
+/// Takes a pod's waiting clients for ever.
+pub(super) async fn run_held(worker: Rc<Worker>, pod: Arc<PodState>, mut held: UnboundedReceiver<Held>) {
+    while let Some(next) = held.recv().await {
+        wait_for_room(&worker, &pod, Port::Outbound).await;
+        let slot = pod.enter();
+        worker.place_held(next, Arc::clone(&pod), slot);
     }
 }
 

@@ -24,7 +24,7 @@ use super::pod::{Handshaking, PodSlot, PodState};
 use crate::accept::{self, AcceptError};
 use crate::authorize::{Cut, CutReason, Live, Permit, Registered};
 use crate::context::Context;
-use crate::intercept::{PodListeners, PodNet};
+use crate::intercept::{Held, HeldEvents, PodListeners, PodNet};
 use crate::observe::{AcceptFailure, Outcome};
 use crate::transport::{Acceptor, Dialer, PodConnect};
 use crate::{inbound, outbound};
@@ -68,6 +68,12 @@ pub(super) enum Order {
     Carry(Handed<std::net::TcpStream>, Busy),
     /// Give a copy of each listener, and go on accepting.
     Lend(UnboundedSender<Lent>),
+    /// Hand out the connections that the kernel holds, as their pods' tasks take them.
+    Follow(Box<HeldEvents>),
+    /// Answer a client that waits; it is counted already.
+    Answer(Box<Held>, Arc<PodState>, PodSlot, Busy),
+    /// Dial plainly for a client whose pod is not enrolled; it is counted already.
+    Release(Box<Held>, Busy),
     /// End the connections and close the idle tunnels of a pod that is gone.
     CutPod(WorkloadUid),
     /// Close all listeners and idle tunnels.
@@ -91,6 +97,8 @@ pub(super) struct Lent {
 struct Accepting {
     pod: Arc<PodNet>,
     listeners: Vec<(Port, Rc<tokio::net::TcpListener>, AbortHandle)>,
+    /// Takes the pod's waiting clients.
+    held: Option<AbortHandle>,
 }
 
 /// All workers.
@@ -113,6 +121,7 @@ impl Drop for Busy {
 impl Accepting {
     fn stop(self) {
         self.listeners.iter().for_each(|(_, _, task)| task.abort());
+        self.held.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -161,7 +170,7 @@ impl Fleet {
     }
 
     /// The worker that takes a socket which `local` accepted.
-    fn choose(&self, local: usize) -> usize {
+    pub(super) fn choose(&self, local: usize) -> usize {
         let load = |index: usize| match self.members.get(index) {
             Some((_, load)) => load.load(Ordering::Relaxed),
             None => usize::MAX,
@@ -170,7 +179,7 @@ impl Fleet {
         if load(local) > load(least).saturating_add(SLACK) { least } else { local }
     }
 
-    fn count(&self, index: usize) -> Busy {
+    pub(super) fn count(&self, index: usize) -> Busy {
         let load = self.members.get(index).map(|(_, load)| Arc::clone(load)).unwrap_or_default();
         load.fetch_add(1, Ordering::Relaxed);
         Busy(load)
@@ -180,16 +189,18 @@ impl Fleet {
 /// One worker's state; never leaves its thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    index: usize,
+    pub(super) index: usize,
     /// What all workers share.
     pub(crate) ctx: Arc<Context>,
-    fleet: Arc<Fleet>,
+    pub(super) fleet: Arc<Fleet>,
     /// Warm tunnels to other pods.
     pub(crate) dialer: Rc<Dialer>,
     /// Serves 15008.
     pub(crate) acceptor: Rc<Acceptor>,
     live: Rc<Live>,
     accepting: RefCell<HashMap<WorkloadUid, Accepting>>,
+    /// Hands out what the kernel holds.
+    pub(super) following: RefCell<Option<AbortHandle>>,
 }
 
 /// Starts the thread of worker `index`.
@@ -214,7 +225,16 @@ impl Worker {
     pub(super) fn new(index: usize, ctx: Arc<Context>, fleet: Arc<Fleet>) -> Self {
         let dialer = Dialer::new(Arc::clone(&ctx.svids), ctx.config.dialer.clone(), PodConnect);
         let acceptor = Acceptor::new(Arc::clone(&ctx.svids), ctx.config.acceptor.clone());
-        Self { index, ctx, fleet, dialer, acceptor, live: Live::new(), accepting: RefCell::default() }
+        Self {
+            index,
+            ctx,
+            fleet,
+            dialer,
+            acceptor,
+            live: Live::new(),
+            accepting: RefCell::default(),
+            following: RefCell::default(),
+        }
     }
 
     /// Enters a connection that is about to carry bytes: from here on a change of policy, or the end of its pod, ends
@@ -238,6 +258,9 @@ impl Worker {
                 Order::StopAccepting(uid) => self.stop_accepting(&uid),
                 Order::Lend(to) => self.lend(&to),
                 Order::Carry(handed, busy) => self.take(handed, busy),
+                Order::Follow(events) => self.follow_held(*events),
+                Order::Answer(held, pod, slot, busy) => self.answer(*held, pod, slot, busy),
+                Order::Release(held, busy) => self.release(*held, busy),
                 Order::CutPod(uid) => {
                     self.live.cut_pod(&uid);
                     self.dialer.close_pod(&uid);
@@ -245,6 +268,8 @@ impl Worker {
                 Order::Drain => {
                     let all: Vec<WorkloadUid> = self.accepting.borrow().keys().cloned().collect();
                     all.iter().for_each(|uid| self.stop_accepting(uid));
+                    // What is held from now on is the next agent's to answer.
+                    self.following.take().iter().for_each(AbortHandle::abort);
                     self.dialer.close_idle();
                 }
                 Order::CutAll => {
@@ -257,10 +282,10 @@ impl Worker {
     }
 
     fn accept(self: &Rc<Self>, pod: &Arc<PodState>, listeners: PodListeners) {
-        let PodListeners { outbound, inbound, mtls } = listeners;
+        let PodListeners { outbound, inbound, mtls, held } = listeners;
         let ports: [(Port, Vec<TcpListener>); 3] =
             [(Port::Outbound, outbound), (Port::Plain, inbound), (Port::Mtls, mtls)];
-        let mut accepting = Accepting { pod: Arc::clone(&pod.net), listeners: Vec::new() };
+        let mut accepting = Accepting { pod: Arc::clone(&pod.net), listeners: Vec::new(), held: None };
         for (port, listeners) in ports {
             for listener in listeners {
                 match tokio::net::TcpListener::from_std(listener) {
@@ -276,6 +301,10 @@ impl Worker {
                 }
             }
         }
+        if let Some(held) = held {
+            let run = accept_loop::run_held(Rc::clone(self), Arc::clone(pod), held);
+            accepting.held = Some(spawn_local(run).abort_handle());
+        }
         if let Some(old) = self.accepting.borrow_mut().insert(pod.net.uid.clone(), accepting) {
             old.stop();
         }
@@ -288,7 +317,7 @@ impl Worker {
     }
 
     fn lend(&self, to: &UnboundedSender<Lent>) {
-        for Accepting { pod, listeners } in self.accepting.borrow().values() {
+        for Accepting { pod, listeners, .. } in self.accepting.borrow().values() {
             for (port, listener, _) in listeners {
                 let copy = listener.as_fd().try_clone_to_owned().map(TcpListener::from);
                 // Whoever asked may have given up.

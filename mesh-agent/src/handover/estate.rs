@@ -85,7 +85,7 @@ pub(super) fn send(
 ) -> Result<(), HandoverError> {
     let mut descriptors = Vec::from(node);
     let mut headers = Vec::new();
-    for PodEstate { uid, netns_cookie, listeners: PodListeners { outbound, inbound, mtls } } in pods {
+    for PodEstate { uid, netns_cookie, listeners: PodListeners { outbound, inbound, mtls, .. } } in pods {
         headers.push(PodHeader {
             uid: uid.to_string(),
             netns_cookie,
@@ -142,8 +142,12 @@ pub(super) fn receive(conversation: &mut Conversation) -> Result<Estate, Handove
         let mut some = |count: usize| -> Vec<TcpListener> {
             descriptors.by_ref().take(count).map(TcpListener::from).collect()
         };
-        let listeners =
-            PodListeners { outbound: some(pod.outbound), inbound: some(pod.inbound), mtls: some(pod.mtls) };
+        let listeners = PodListeners {
+            outbound: some(pod.outbound),
+            inbound: some(pod.inbound),
+            mtls: some(pod.mtls),
+            held: None,
+        };
         pods.add(WorkloadUid(pod.uid.into()), pod.netns_cookie, listeners)
             .map_err(|e| HandoverError::Unexpected(e.to_string()))?;
     }

@@ -110,6 +110,7 @@ impl Old {
             outbound: listen(PORT_OUTBOUND),
             inbound: listen(PORT_INBOUND),
             mtls: listen(PORT_MTLS),
+            held: None,
         };
         let mut net = PodNet::unintercepted(fixture::uid("web"), vec![address]);
         net.netns_cookie = sys::netns_cookie(&listeners.outbound[0]).unwrap();

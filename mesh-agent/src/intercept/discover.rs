@@ -156,6 +156,19 @@ pub(super) fn namespace(
     Err(refusal)
 }
 
+/// The network namespace with this cookie, if a process of the pod is in it.
+pub(super) fn namespace_by_cookie(cgroup: &PodCgroup, cookie: u64) -> Result<NetNs, Refusal> {
+    for pid in processes(&cgroup.path)? {
+        // A process that has just ended has none.
+        if let Ok(netns) = NetNs::of_process(pid)
+            && netns.cookie == cookie
+        {
+            return Ok(netns);
+        }
+    }
+    Err(Refusal::NoProcess)
+}
+
 fn of_process(
     pid: u32,
     cgroup: &PodCgroup,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use mesh_common::{ListenerSlot, PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND};
+use mesh_common::{ListenerSlot, PORT_HELD, PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND};
 use socket2::Socket;
 
 use super::pod::PodListeners;
@@ -38,6 +38,8 @@ pub(super) struct Sockets {
 
 /// Opens every listener of a pod. IPv6 is left out where the namespace has none and the pod needs none.
 pub(super) fn open(netns: &NetNs, addresses: &[IpAddr]) -> Result<Sockets, ListenError> {
+    // Held connections are answered from there, each from a socket of its own.
+    drop(bound(netns, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT_HELD))?);
     let v4: IpAddr = Ipv4Addr::LOCALHOST.into();
     let v6: IpAddr = Ipv6Addr::LOCALHOST.into();
     let mut sockets = Sockets {
@@ -65,6 +67,12 @@ pub(super) fn open(netns: &NetNs, addresses: &[IpAddr]) -> Result<Sockets, Liste
 }
 
 fn listen(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
+    let socket = bound(netns, address)?;
+    socket.listen(BACKLOG).map_err(|source| failed(address, source))?;
+    Ok(socket)
+}
+
+fn bound(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
     let bind = || -> io::Result<Socket> {
         let socket = netns.tcp_socket(address.is_ipv6())?;
         if address.is_ipv6() {
@@ -76,13 +84,16 @@ fn listen(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
         // Accepted sockets inherit it: an urgent byte that comes with the first segment stays in its place.
         sys::face_application(&socket)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
         Ok(socket)
     };
-    bind().map_err(|source| match source.kind() {
+    bind().map_err(|source| failed(address, source))
+}
+
+fn failed(address: SocketAddr, source: io::Error) -> ListenError {
+    match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::PortTaken(address.port()),
         _ => ListenError::Socket { address, source },
-    })
+    }
 }
 
 impl Sockets {
@@ -94,7 +105,7 @@ impl Sockets {
                 Ok((slot, Socket::from(listener)))
             })
         };
-        let PodListeners { outbound, inbound, mtls } = listeners;
+        let PodListeners { outbound, inbound, mtls, .. } = listeners;
         let plain = slots(inbound, ListenerSlot::InboundV4, ListenerSlot::InboundV6);
         let mtls = slots(mtls, ListenerSlot::MtlsV4, ListenerSlot::MtlsV6);
         Ok(Self {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aya::maps::RingBuf;
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program, ProgramError,
@@ -22,6 +23,8 @@ use mesh_common::{
 };
 use parking_lot::Mutex;
 
+use super::config::Config;
+use super::held::{HeldEvents, Hub};
 use super::maps::{Maps, taken};
 use super::older::OlderSockets;
 use super::problem::PodProblem;
@@ -45,24 +48,10 @@ const ADDRESS_HOOKS: [&str; 8] = [
 const SOCK_CREATE_HOOK: &str = "on_sock_create";
 const INGRESS_HOOK: &str = "on_ingress";
 const SOCK_OPS_HOOK: &str = "on_sock_ops";
+const EGRESS_HOOK: &str = "on_egress";
 
 /// There where the kernel has MPTCP.
 const MPTCP_SETTINGS: &str = "/proc/sys/net/mptcp";
-
-/// Where the interceptor works.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The cgroup that the pods' cgroups are below.
-    pub pods_root: PathBuf,
-    /// A folder on bpffs that is this agent's alone; made when missing.
-    pub pin_dir: PathBuf,
-    /// The name of this node, as workloads have it.
-    pub node: Arc<str>,
-    /// Refuse enrolled pods the kinds of sockets that could send past the mesh (raw, UDP-Lite, SCTP).
-    pub refuse_sockets: bool,
-    /// Drop inbound connections to pods that nobody has classified yet.
-    pub hold_unclassified: bool,
-}
 
 /// Why connections cannot be intercepted.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +123,8 @@ pub struct Interceptor {
     pub(super) maps: Arc<Maps>,
     /// The id of this agent's own cgroup, if that is below the pods' root.
     pub(super) agent_cgroup: Option<u64>,
+    pub(super) hub: Arc<Hub>,
+    held_events: Mutex<Option<HeldEvents>>,
     pub(super) node_cookie: u64,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
     /// Maps of another layout that begin anew.
@@ -179,10 +170,15 @@ impl Interceptor {
         if let Some(cgroup) = agent_cgroup {
             maps.agents.lock().insert(cgroup, 0, 0)?;
         }
+        let ring = RingBuf::try_from(taken(&mut object, "HELD_EVENTS")?)?;
         let replaced_links = attach_all(&mut object, &config)?;
+        let maps = Arc::new(maps);
+        let hub = Hub::new(Arc::clone(&maps));
         Ok(Self {
             config,
-            maps: Arc::new(maps),
+            maps,
+            held_events: Mutex::new(Some(HeldEvents::new(ring, Arc::clone(&hub)))),
+            hub,
             agent_cgroup,
             node_cookie: netns.cookie,
             problems: Arc::new(Mutex::new(Vec::new())),
@@ -218,6 +214,11 @@ impl Interceptor {
     /// The kernel's id of the map of listeners; see [`super::Inherited::new`].
     pub fn listeners_map(&self) -> u32 {
         self.maps.listeners_id
+    }
+
+    /// What happens to held connections; given out once.
+    pub fn held_events(&self) -> Option<HeldEvents> {
+        self.held_events.lock().take()
     }
 
     /// What this node lacks for interception, and the mend.
@@ -305,6 +306,7 @@ fn attach_all(object: &mut Ebpf, config: &Config) -> Result<Vec<&'static str>, I
     attach!(SockOps, SOCK_OPS_HOOK);
     attach!(CgroupSock, SOCK_CREATE_HOOK);
     attach!(CgroupSkb, INGRESS_HOOK, CgroupSkbAttachType::Ingress);
+    attach!(CgroupSkb, EGRESS_HOOK, CgroupSkbAttachType::Egress);
     for name in ADDRESS_HOOKS.into_iter().rev() {
         attach!(CgroupSockAddr, name);
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
-use mesh_common::{Addr, ClientKey, Endpoint, OrigKey, Pod, REASONS};
+use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, REASONS};
 use parking_lot::Mutex;
 use socket2::Socket;
 
@@ -18,6 +18,7 @@ const NO_EXIST: u64 = 1;
 pub(super) struct Maps {
     pub(super) pods: Mutex<HashMap<MapData, u64, Pod>>,
     pub(super) originals: Mutex<HashMap<MapData, OrigKey, Endpoint>>,
+    pub(super) held: Mutex<HashMap<MapData, OrigKey, Held>>,
     pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
     pub(super) unserved: Mutex<HashMap<MapData, Endpoint, u8>>,
     pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
@@ -44,6 +45,7 @@ impl Maps {
             listeners_id,
             pods: Mutex::new(taken(object, "PODS")?.try_into()?),
             originals: Mutex::new(taken(object, "ORIG_DST")?.try_into()?),
+            held: Mutex::new(taken(object, "HELD")?.try_into()?),
             clients: Mutex::new(taken(object, "CLIENTS")?.try_into()?),
             unserved: Mutex::new(taken(object, "UNSERVED")?.try_into()?),
             agents: Mutex::new(taken(object, "AGENTS")?.try_into()?),
@@ -80,6 +82,16 @@ impl Maps {
         // One-shot: whoever removes it has it.
         originals.remove(key).ok()?;
         Some(found)
+    }
+
+    /// What the kernel wrote down of a connection whose SYN it holds; `None`: its client waits no longer.
+    pub(super) fn held(&self, key: &OrigKey) -> Option<Held> {
+        self.held.lock().get(key, 0).ok()
+    }
+
+    /// The keys of every connection that is held.
+    pub(super) fn all_held(&self) -> Vec<OrigKey> {
+        self.held.lock().keys().map_while(Result::ok).collect()
     }
 
     /// Records the true client of a connection that is about to be dialled; `Ok(false)` when the key is taken.

@@ -5,13 +5,17 @@
 //! that the kernel needs stays pinned, so that pods stay closed, not open, while no agent runs.
 
 mod cgroup;
+mod config;
 mod diag;
 mod discover;
+mod exempt;
+mod held;
 mod inherit;
 mod listen;
 mod load;
 mod maps;
 mod older;
+mod packet;
 mod pins;
 mod pod;
 mod probe;
@@ -21,10 +25,13 @@ mod sweep;
 mod sync;
 mod unserved;
 
+pub use config::{Config, ConnectMode, NeverHeld};
 pub use discover::Refusal;
+pub use held::{Answer, Held, HeldEvents};
 pub use inherit::{Inherited, NotAListener};
-pub use load::{Config, InterceptError, Interceptor};
+pub use load::{InterceptError, Interceptor};
 pub use older::{OlderSocket, OlderSockets};
+pub use packet::Missing;
 pub use pod::{PodEvent, PodListeners, PodNet};
 pub use probe::{Probe, probe};
 pub use problem::PodProblem;

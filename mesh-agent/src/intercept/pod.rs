@@ -11,7 +11,9 @@ use mesh_common::{
 use mesh_core::model::WorkloadUid;
 use socket2::Socket;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
 
+use super::held::Held;
 use super::maps::{Maps, addr, socket_addr};
 use crate::sys::{self, NetNs};
 
@@ -35,6 +37,8 @@ pub enum PodEvent {
         /// The pod no longer exists.
         gone: bool,
     },
+    /// A connection that was held until its pod proved not to be enrolled: dial it plainly.
+    Plain(Box<Held>),
 }
 
 /// The agent's listeners in one pod's network namespace (one a family; non-blocking).
@@ -46,6 +50,8 @@ pub struct PodListeners {
     pub inbound: Vec<TcpListener>,
     /// 15008: inbound mutual TLS.
     pub mtls: Vec<TcpListener>,
+    /// Outbound connections that wait for an answer in `connect()`; `None`: accepted at once.
+    pub held: Option<mpsc::UnboundedReceiver<Held>>,
 }
 
 /// An enrolled pod's network namespace.

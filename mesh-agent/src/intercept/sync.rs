@@ -14,20 +14,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use mesh_common::{LISTENERS_PER_POD, MAX_PODS, POD_ENROLLED, Pod};
+use mesh_common::{LISTENERS_PER_POD, MAX_PODS, Pod};
 use mesh_core::model::{Workload, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 mod closed;
+mod entry;
 mod listeners;
+mod release;
 
+use super::config::{Config, ConnectMode};
 use super::discover::{self, PodCgroup, Refusal};
+use super::exempt::Exempt;
+use super::held::Hub;
 use super::inherit::Inherited;
 use super::listen;
 use super::load::{self, Interceptor};
-use super::maps::addr;
 use super::older::OlderSockets;
 use super::pod::{PodEvent, PodNet};
 use super::problem::{EnrolError, PodProblem};
@@ -35,6 +39,7 @@ use super::running::{Holder, Running};
 use super::sweep::{self, Sweeper};
 use super::unserved::Unserved;
 use crate::sys::NetNs;
+use entry::entry;
 
 /// How often the pods' cgroups are looked at.
 const SCAN: Duration = Duration::from_millis(200);
@@ -70,6 +75,7 @@ impl Interceptor {
         let mut sync = Sync {
             config: self.config.clone(),
             maps: Arc::clone(&self.maps),
+            hub: Arc::clone(&self.hub),
             node_cookie: self.node_cookie,
             problems: Arc::clone(&self.problems),
             older: Arc::clone(&self.older),
@@ -78,6 +84,7 @@ impl Interceptor {
             stop: Arc::clone(&stop),
             pods: HashMap::new(),
             orphans: HashMap::new(),
+            exempt: Exempt::default(),
             scan_error: None,
             pins_checked: false,
             takes_over: inherited.is_some(),
@@ -105,8 +112,9 @@ struct Local {
 
 #[derive(Debug)]
 struct Sync {
-    config: load::Config,
+    config: Config,
     maps: Arc<super::maps::Maps>,
+    hub: Arc<Hub>,
     node_cookie: u64,
     problems: Arc<parking_lot::Mutex<Vec<PodProblem>>>,
     older: Arc<OlderSockets>,
@@ -116,6 +124,7 @@ struct Sync {
     pods: HashMap<WorkloadUid, Local>,
     /// Entries of an earlier agent (by cgroup id) that no pod has claimed yet: they stay closed.
     orphans: HashMap<u64, Pod>,
+    exempt: Exempt,
     scan_error: Option<io::ErrorKind>,
     pins_checked: bool,
     /// Another agent runs and gives way: its records are still to be taken.
@@ -144,7 +153,9 @@ impl Sync {
                 versions.mark_unchanged();
                 scan_due = now + SCAN;
                 let snapshot = snapshots.load_full();
-                if snapshot.version > 0 {
+                if snapshot.version == 0 {
+                    self.release_exempt();
+                } else {
                     unserved.follow(&snapshot);
                     self.reconcile(&snapshot);
                 }
@@ -182,6 +193,7 @@ impl Sync {
         self.release_orphans(&local, &scanned);
         self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
         self.publish(problems);
+        self.release(&scanned);
         self.holder.settle();
     }
 
@@ -205,7 +217,7 @@ impl Sync {
             let Some(pod) = self.pods.remove(&uid) else { continue };
             if !gone && local.get(&uid).is_some_and(|workload| workload.enrolled) {
                 // It is enrolled anew, with other addresses: closed in between, like one of an earlier agent.
-                self.orphans.insert(pod.cgroup.id, entry(&pod));
+                self.orphans.insert(pod.cgroup.id, entry(&pod, self.config.connect));
                 // When the data plane has ended there is nobody to tell.
                 let _stopping = self.send(PodEvent::Down { uid, gone });
             } else {
@@ -220,6 +232,7 @@ impl Sync {
             tracing::warn!(pod = %uid, %error, "removing the pod's entry");
         }
         let Some(netns) = &pod.netns else { return };
+        self.hub.leave(netns.cookie);
         self.dismantle(pod.cgroup.id, pod.index);
         tracing::info!(pod = %uid, gone, "un-enrolled");
         // The data plane is told last; when it has ended there is nobody to tell.
@@ -266,7 +279,7 @@ impl Sync {
             if orphan.is_some() {
                 self.dismantle(cgroup.id, index);
             }
-            self.maps.pods.lock().insert(cgroup.id, entry(&pod), 0)?;
+            self.maps.pods.lock().insert(cgroup.id, entry(&pod, self.config.connect), 0)?;
         }
         self.orphans.remove(&cgroup.id);
         self.pods.insert(workload.uid.clone(), pod);
@@ -292,7 +305,9 @@ impl Sync {
             Arc::clone(netns),
             Arc::clone(&self.maps),
         );
-        let up = PodEvent::Up(Arc::new(net), sockets.into_listeners());
+        let mut listeners = sockets.into_listeners();
+        listeners.held = Some(self.hub.serve(netns, pod.cgroup.id));
+        let up = PodEvent::Up(Arc::new(net), listeners);
         // Stopping: what is attached stays pinned with empty slots, which is closed.
         self.send(up)?;
         let enrolled = Local {
@@ -301,7 +316,7 @@ impl Sync {
             addresses: workload.addresses.clone(),
             ..*pod
         };
-        let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled), 0);
+        let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled, self.config.connect), 0);
         if let Err(error) = written {
             self.dismantle(pod.cgroup.id, pod.index);
             self.send(PodEvent::Down { uid: workload.uid.clone(), gone: false })?;
@@ -378,23 +393,5 @@ impl Sync {
             }
             thread::sleep(TICK);
         }
-    }
-}
-
-/// What the kernel is told of a pod.
-fn entry(pod: &Local) -> Pod {
-    let of_family = |ipv6: bool| {
-        pod.addresses
-            .iter()
-            .find(|address| address.is_ipv6() == ipv6)
-            .map(|address| addr(*address))
-            .unwrap_or_default()
-    };
-    Pod {
-        netns_cookie: pod.netns.as_ref().map_or(0, |netns| netns.cookie),
-        addr4: of_family(false),
-        addr6: of_family(true),
-        index: pod.index,
-        flags: if pod.netns.is_some() { POD_ENROLLED } else { 0 },
     }
 }

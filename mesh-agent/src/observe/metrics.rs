@@ -75,6 +75,8 @@ pub struct Metrics {
     pub open: Gauge,
     /// Records that were written because nothing else ended the connection.
     pub aborted: Counter,
+    /// Held connections of pods that proved not to be enrolled.
+    pub released: Counter,
     denials: Family<Reason, Counter>,
     handshakes: Family<Reason, Counter>,
     accepts: Family<Reason, Counter>,
@@ -90,6 +92,7 @@ impl Metrics {
             series,
             open: Gauge::default(),
             aborted: Counter::default(),
+            released: Counter::default(),
             denials: Family::default(),
             handshakes: Family::default(),
             accepts: Family::default(),
@@ -111,6 +114,11 @@ impl Metrics {
             "connections_aborted",
             "Connections whose task ended without a result",
             metrics.aborted.clone(),
+        );
+        registry.register(
+            "held_released",
+            "Connections that were held until their pod proved not to be enrolled",
+            metrics.released.clone(),
         );
         *metrics.registry.lock() = registry;
         Arc::new(metrics)

@@ -41,6 +41,11 @@ impl Outcome {
         Self::new("aborted", "aborted", "the agent gave the connection up")
     }
 
+    /// The client ended its `connect()` before it was answered.
+    pub fn gave_up() -> Self {
+        Self::new("reset", "client_gave_up", "")
+    }
+
     /// The pod at the source is not in the snapshot.
     pub fn unknown_source(pod: &WorkloadUid) -> Self {
         Self::new("failed", "unknown_source", format_args!("the pod {pod} is not in this agent's snapshot"))

@@ -176,6 +176,9 @@ impl Parts {
             config,
         };
         let dataplane = Dataplane::start(Arc::new(context), pod_events)?;
+        if let Some(events) = interceptor.held_events() {
+            dataplane.follow_held(events);
+        }
         let (kernel, listeners_map) = (Arc::clone(&interceptor), interceptor.listeners_map());
         self.metrics.register_kernel(move || kernel.reasons());
         let kernel = Arc::clone(&interceptor);
@@ -213,6 +216,8 @@ impl Parts {
             node: args.node.as_str().into(),
             refuse_sockets: args.other_sockets == OtherSockets::Refuse,
             hold_unclassified: args.unclassified == Unclassified::Hold,
+            never_held: args.never_held(),
+            connect: args.connect.into(),
         };
         // Loading waits for the verifier: not on a thread that answers readiness.
         let started = tokio::task::spawn_blocking(move || Interceptor::start(config)).await?;

@@ -28,6 +28,7 @@ impl ServedPods {
             match &event {
                 PodEvent::Up(net, _) => drop(self.0.lock().insert(net.uid.clone(), Arc::clone(net))),
                 PodEvent::Down { uid, .. } => drop(self.0.lock().remove(uid)),
+                PodEvent::Plain(_) => {}
             }
             if to.send(event).await.is_err() {
                 return;

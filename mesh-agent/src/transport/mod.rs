@@ -29,7 +29,7 @@ use crate::intercept::PodNet;
 
 pub use dialer::{Connect, Dialer, DialerSettings, PodConnect, TransportPreference};
 pub use serve::{Acceptor, AcceptorSettings, Drain, DrainHandle, ServeError};
-pub use tunnel::Tunnel;
+pub use tunnel::{NotOpened, Opened, Tunnel};
 
 /// ALPN of leased connections.
 pub const ALPN_FERROMESH: &[u8] = b"ferromesh/1";

@@ -10,7 +10,7 @@ use super::dialer::{Connect, Dialer, PodConnect};
 use super::hbone::{self, Shard};
 use super::key::PoolKey;
 use super::lease::{self, Lease};
-use super::{End, Protocol, Relayed, Target, near as socket};
+use super::{End, OpenError, Protocol, Refusal, Relayed, Target, near as socket};
 use crate::authorize::Cut;
 
 /// Fresh tunnels that are tried after one that was not read. The first may still be accepted by an agent that gives way to
@@ -47,7 +47,116 @@ pub(super) enum Attempt {
     },
 }
 
+/// What came of asking the far agent before there was a near socket.
+pub(super) enum Opening<T> {
+    Opened(T),
+    Refused(Refusal),
+    /// As in [`Attempt`].
+    Unread {
+        text: String,
+        key: PoolKey,
+        warm: bool,
+    },
+    Lost(String),
+}
+
+impl<T> Opening<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> U) -> Opening<U> {
+        match self {
+            Self::Opened(opened) => Opening::Opened(change(opened)),
+            Self::Refused(refusal) => Opening::Refused(refusal),
+            Self::Unread { text, key, warm } => Opening::Unread { text, key, warm },
+            Self::Lost(text) => Opening::Lost(text),
+        }
+    }
+}
+
+/// A tunnel whose far agent has connected the application.
+#[derive(Debug)]
+pub struct Opened<C = PodConnect> {
+    dialer: Rc<Dialer<C>>,
+    target: Target,
+    asked: Asked,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Lease(Lease),
+    Hbone(hbone::Asked),
+}
+
+/// Why the far agent did not connect the application.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// It refused.
+    Refused(Refusal),
+    /// The tunnel broke.
+    Lost(String),
+    /// It had died before, and there is no fresh one.
+    Dial(OpenError),
+}
+
+impl<C: Connect> Opened<C> {
+    /// Which transport it is.
+    pub fn protocol(&self) -> Protocol {
+        match &self.asked {
+            Asked::Lease(_) => Protocol::Ferromesh,
+            Asked::Hbone(_) => Protocol::Hbone,
+        }
+    }
+
+    /// Carries the connection. On every end but `Finished` the near socket is reset.
+    pub async fn relay(self, near: TcpStream, mut cut: Cut) -> Relayed {
+        if let Err(error) = socket::tune_application(&near) {
+            tracing::debug!(%error, "a socket option was refused");
+        }
+        let attempt = match self.asked {
+            Asked::Lease(lease) => {
+                lease::carry_opened(&self.dialer, &self.target, lease, near, &mut cut).await
+            }
+            Asked::Hbone(asked) => hbone::carry_opened(asked, near, &mut cut).await,
+        };
+        match attempt {
+            Attempt::Over(relayed) => relayed,
+            // Only what was not opened can be unread.
+            Attempt::Unread { near, replay, text, .. } => ended(near, &replay, End::TunnelLost(text)),
+        }
+    }
+
+    /// Ends it: the application sees a reset.
+    pub fn abort(self) {
+        match self.asked {
+            Asked::Lease(lease) => lease.link.abort(true),
+            // Dropping the stream resets it.
+            Asked::Hbone(asked) => drop(asked),
+        }
+    }
+}
+
 impl<C: Connect> Tunnel<C> {
+    /// Asks the far agent for the application, before there is a near socket. Dropped meanwhile, the tunnel is closed.
+    pub async fn open(self) -> Result<Opened<C>, NotOpened> {
+        let Self { dialer, target, mut dialled } = self;
+        loop {
+            let opening = match dialled {
+                Dialled::Lease(lease) => lease::open(&dialer, &target, lease).await.map(Asked::Lease),
+                Dialled::Hbone(shard) => hbone::open(&dialer, &target, shard).await.map(Asked::Hbone),
+            };
+            let key = match opening {
+                Opening::Opened(asked) => return Ok(Opened { dialer, target, asked }),
+                Opening::Refused(refusal) => return Err(NotOpened::Refused(refusal)),
+                Opening::Lost(text) | Opening::Unread { text, warm: false, .. } => {
+                    return Err(NotOpened::Lost(text));
+                }
+                Opening::Unread { text, key, .. } => {
+                    tracing::debug!(error = %text, "a warm tunnel had died; dialling a fresh one");
+                    key
+                }
+            };
+            dialled = dialer.dial(&target, key).await.map_err(NotOpened::Dial)?;
+        }
+    }
+
     /// Which transport it is.
     pub fn protocol(&self) -> Protocol {
         match &self.dialled {

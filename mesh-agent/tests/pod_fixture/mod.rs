@@ -12,10 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use mesh_agent::intercept::{Config, Interceptor, PodEvent, PodListeners, PodNet, Running};
+use mesh_agent::intercept::{
+    Config, ConnectMode, Interceptor, NeverHeld, PodEvent, PodListeners, PodNet, Running,
+};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::model::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
-use mesh_core::snapshot::{Delta, Snapshot, Upsert};
+use mesh_core::snapshot::{Delta, Remove, Snapshot, Upsert};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use process::{Process, obey};
@@ -34,6 +36,10 @@ pub(crate) struct Fixture {
     pub(crate) pods_root: PathBuf,
     pub(crate) pin_dir: PathBuf,
     pub(crate) uid: WorkloadUid,
+    /// How the agents are started from now on.
+    pub(crate) connect: ConnectMode,
+    /// The same.
+    pub(crate) never_held: NeverHeld,
     snapshots: Arc<ArcSwap<Snapshot>>,
     versions: watch::Sender<u64>,
     _lock: File,
@@ -55,7 +61,7 @@ impl Node {
     pub(crate) fn up(&mut self) -> (Arc<PodNet>, PodListeners) {
         match self.event() {
             PodEvent::Up(net, listeners) => (net, listeners),
-            other @ PodEvent::Down { .. } => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -111,6 +117,8 @@ impl Fixture {
             pods_root: cgroup2.join(format!("ferromesh-intercept-{tag}")).join("pods"),
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/ferromesh-intercept-{tag}")),
             uid: WorkloadUid(format!("uid-{tag}").into()),
+            connect: ConnectMode::Eager,
+            never_held: NeverHeld::default(),
             snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::empty(trust))),
             versions: watch::channel(0).0,
             _lock: lock,
@@ -218,6 +226,8 @@ impl Fixture {
             node: "node".into(),
             refuse_sockets: true,
             hold_unclassified: true,
+            connect: self.connect,
+            never_held: self.never_held.clone(),
         }
     }
 
@@ -236,6 +246,15 @@ impl Fixture {
         let running =
             interceptor.run(Arc::clone(&self.snapshots), self.versions.subscribe(), sender).unwrap();
         Node { interceptor, events, running }
+    }
+
+    /// Publishes a snapshot that does not name the pod.
+    pub(crate) fn withdraw(&self) {
+        let held = self.snapshots.load_full();
+        let version = held.version + 1;
+        let delta = Delta { version, removes: vec![Remove::Workload(self.uid.clone())], ..Delta::default() };
+        self.snapshots.store(Arc::new(held.apply(delta)));
+        self.versions.send_replace(version);
     }
 
     /// Publishes a snapshot in which the pod is enrolled or not.

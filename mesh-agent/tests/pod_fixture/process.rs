@@ -1,12 +1,13 @@
 //! A process of a test in a namespace and a cgroup: this test program again, told what to do line by line. In: orders on
 //! its standard input. Out: an answer each, behind a mark that libtest's own words do not have.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use socket2::{Domain, Socket, Type};
 
@@ -61,6 +62,11 @@ impl Process {
         self.answers.recv_timeout(LIMIT).expect("an answer within the limit")
     }
 
+    /// The next answer, if it is there already.
+    pub(crate) fn heard(&self) -> Option<String> {
+        self.answers.try_recv().ok()
+    }
+
     /// Gives an order.
     pub(crate) fn tell(&mut self, order: &str) {
         writeln!(self.stdin, "{order}").unwrap();
@@ -80,7 +86,8 @@ impl Drop for Process {
     }
 }
 
-/// The other side of [`Process`]: `connect ADDR`, `bound ADDR PORT`, `brief ADDR`, `listen ADDR`, `spin ADDR COUNT`.
+/// The other side of [`Process`]: `connect ADDR`, `bound ADDR PORT`, `brief ADDR`, `hear ADDR`,
+/// `storm ADDR COUNT`, `listen ADDR`, `spin ADDR COUNT`.
 pub(crate) fn obey() {
     say("ready");
     let mut kept: Vec<TcpStream> = Vec::new();
@@ -94,6 +101,8 @@ pub(crate) fn obey() {
                 drop(stream);
                 say("closed");
             }
+            ["hear", dst] => hear(address(dst)),
+            ["storm", dst, count] => storm(address(dst), count.parse().unwrap()),
             ["listen", at] => listen(address(at)),
             ["spin", at, count] => spin(address(at), count.parse().unwrap()),
             other => say(&format!("unknown order {other:?}")),
@@ -120,6 +129,26 @@ fn connect(dst: SocketAddr) -> Option<TcpStream> {
             None
         }
     }
+}
+
+/// Hears what the server says first, and says something itself.
+fn hear(dst: SocketAddr) {
+    let mut stream = TcpStream::connect(dst).unwrap();
+    let mut text = [0; 5];
+    stream.read_exact(&mut text).unwrap();
+    stream.write_all(b"second").unwrap();
+    say(&format!("heard={}", String::from_utf8_lossy(&text)));
+}
+
+/// Connects so many times, one after the other, each to its end.
+fn storm(dst: SocketAddr, count: u32) {
+    let start = Instant::now();
+    let one = |_: &u32| {
+        let mut stream = TcpStream::connect(dst)?;
+        stream.read_to_end(&mut Vec::new())
+    };
+    let good = (0..count).filter(|turn| one(turn).is_ok()).count();
+    say(&format!("good={good} each={:?}", start.elapsed() / count));
 }
 
 fn bound(dst: SocketAddr, port: u16) -> TcpStream {

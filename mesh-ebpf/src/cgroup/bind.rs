@@ -10,8 +10,8 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, PORT_INBOUND, PORT_MTLS,
-    PORT_OUTBOUND, Reason,
+    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, PORT_HELD, PORT_INBOUND,
+    PORT_MTLS, PORT_OUTBOUND, Reason,
 };
 use mesh_ebpf::address::{SOCK_STREAM, Words, is_mapped, mapped, read_words};
 use mesh_ebpf::count;
@@ -56,7 +56,7 @@ fn decide(ctx: &SockAddrContext, address: Words) -> Reason {
     let kind = unsafe { core::ptr::addr_of!((*ctx.sock_addr).type_).read_volatile() };
     let refusal = if kind != SOCK_STREAM {
         return Reason::BindPassed;
-    } else if matches!(connect::port(ctx), PORT_OUTBOUND | PORT_INBOUND | PORT_MTLS) {
+    } else if matches!(connect::port(ctx), PORT_OUTBOUND | PORT_HELD | PORT_INBOUND | PORT_MTLS) {
         Reason::BindReservedPort
     } else if is_token(address) {
         Reason::BindTokenAddress

@@ -4,32 +4,36 @@
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use aya_ebpf::{EbpfContext as _, Global};
-use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_LEVELS, Pod, Reason};
+use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
 use mesh_ebpf::maps::PODS;
 
 /// Cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
 static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
+/// Whether pods that nobody has classified yet are held.
+#[unsafe(no_mangle)]
+static HOLD_UNCLASSIFIED: Global<u32> = Global::new(1);
 /// Depth of the pods' root in the cgroup hierarchy.
 #[unsafe(no_mangle)]
 static ROOT_LEVEL: Global<u32> = Global::new(0);
 
-/// The enrolled pod whose TCP connection this is.
+/// The pod whose TCP connection is to be redirected: an enrolled one, or one that nobody has classified yet.
 #[inline(always)]
-pub(crate) fn enrolled_pod(ctx: &SockAddrContext) -> Result<&'static Pod, Reason> {
+pub(crate) fn redirected_pod(ctx: &SockAddrContext) -> Result<Pod, Reason> {
     // SAFETY: the helper takes any socket-address context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if is_node(cookie) {
         return Err(Reason::ConnectNodeNetns);
     }
-    let pod = pod().ok_or(Reason::ConnectUnclassified)?;
-    if pod.flags & POD_ENROLLED == 0 {
-        return Err(Reason::ConnectNotEnrolled);
-    }
-    if pod.netns_cookie != cookie {
-        return Err(Reason::ConnectForeignNetns);
-    }
+    let pod = match pod() {
+        Some(pod) if pod.flags & POD_ENROLLED == 0 => return Err(Reason::ConnectNotEnrolled),
+        Some(pod) if pod.netns_cookie != cookie => return Err(Reason::ConnectForeignNetns),
+        Some(pod) => *pod,
+        None if !holds_unclassified() => return Err(Reason::ConnectUnclassified),
+        // Its address is not known; the egress hook names it when the agent answers.
+        None => Pod { netns_cookie: cookie, flags: POD_ENROLLED | POD_HONEST, ..NOBODY },
+    };
     // SAFETY: the kernel gives a valid context.
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
@@ -39,6 +43,14 @@ pub(crate) fn enrolled_pod(ctx: &SockAddrContext) -> Result<&'static Pod, Reason
         return Err(Reason::ConnectPodClosed);
     }
     Ok(pod)
+}
+
+const NOBODY: Pod = Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index: 0, flags: 0 };
+
+/// Whether connections of pods that nobody has classified yet, and to them, wait until somebody has.
+#[inline(always)]
+pub(crate) fn holds_unclassified() -> bool {
+    HOLD_UNCLASSIFIED.load() != 0
 }
 
 /// Whether this is the cookie of the node's own network namespace.

@@ -6,8 +6,11 @@
 
 use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Endpoint, OrigKey, Reason, SOCKET_OUTBOUND, Socket};
-use mesh_ebpf::address::{AF_INET, AF_INET6, Words, to_addr};
+use mesh_common::{
+    Endpoint, OrigKey, POD_HONEST, PORT_HELD, PORT_OUTBOUND, Pod, Reason, SOCKET_HELD, SOCKET_OUTBOUND,
+    Socket,
+};
+use mesh_ebpf::address::{AF_INET, AF_INET6, IPPROTO_TCP, Words, to_addr};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::UNSERVED;
 
@@ -45,14 +48,34 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
     }
 }
 
+/// Which kind of redirected socket this one becomes: held for the agent's answer, or accepted at once.
+#[inline(always)]
+pub(crate) fn kind(ctx: &SockAddrContext, pod: &Pod) -> u32 {
+    // SAFETY: the kernel gives a valid context.
+    let protocol = unsafe { (*ctx.sock_addr).protocol };
+    // MPTCP has no simultaneous open.
+    if pod.flags & POD_HONEST != 0 && protocol == IPPROTO_TCP { SOCKET_HELD } else { SOCKET_OUTBOUND }
+}
+
+/// The agent's port for sockets of a kind.
+#[inline(always)]
+pub(crate) fn port_of(kind: u32) -> u16 {
+    if kind == SOCKET_HELD { PORT_HELD } else { PORT_OUTBOUND }
+}
+
 /// Unless nobody serves the destination: saves it, and keeps the socket's own address true. `own` is the pod's address of the family.
 #[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, dst: Words, key: OrigKey, own: Words) -> Result<(), Reason> {
+pub(crate) fn remember(
+    ctx: &SockAddrContext,
+    dst: Words,
+    (key, kind): (OrigKey, u32),
+    own: Words,
+) -> Result<(), Reason> {
     let peer = Endpoint { addr: to_addr(dst), port: port(ctx), pad: 0 };
     if UNSERVED.get_ptr(&peer).is_some() {
         return Err(Reason::ConnectUnserved);
     }
-    let mut socket = Socket { peer, kind: SOCKET_OUTBOUND, key, local: [0; 16] };
+    let mut socket = Socket { peer, kind, key, local: [0; 16] };
     let Some(saved) = storage::save(ctx, &mut socket) else { return Err(Reason::ConnectNoStorage) };
     if mesh_ebpf::address::is_zero(own) {
         return Ok(());

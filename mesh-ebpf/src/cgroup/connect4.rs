@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{PORT_OUTBOUND, Reason};
+use mesh_common::Reason;
 use mesh_ebpf::address::{left_alone4, mapped, to_words};
 
 use crate::{caller, connect, token};
@@ -16,16 +16,17 @@ fn on_connect4(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
-    let pod = caller::enrolled_pod(ctx)?;
+    let pod = caller::redirected_pod(ctx)?;
     // SAFETY: the kernel gives a valid context.
     let dst = unsafe { core::ptr::addr_of!((*ctx.sock_addr).user_ip4).read_volatile() };
-    if let Some(reason) = left_alone4(dst, pod) {
+    if let Some(reason) = left_alone4(dst, &pod) {
         return Err(reason);
     }
     let (address, key) = token::draw(pod.netns_cookie).ok_or(Reason::ConnectNoToken)?;
-    connect::remember(ctx, mapped(dst), key, to_words(pod.addr4))?;
+    let kind = connect::kind(ctx, &pod);
+    connect::remember(ctx, mapped(dst), (key, kind), to_words(pod.addr4))?;
     // SAFETY: connect4 may write this field.
     unsafe { core::ptr::addr_of_mut!((*ctx.sock_addr).user_ip4).write_volatile(address) };
-    connect::set_port(ctx, PORT_OUTBOUND);
+    connect::set_port(ctx, connect::port_of(kind));
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{OrigKey, PORT_OUTBOUND, Reason};
+use mesh_common::{OrigKey, Reason};
 use mesh_ebpf::address::{
     LOOPBACK6, Words, is_mapped, left_alone4, left_alone6, mapped, read_words, to_words,
 };
@@ -19,26 +19,27 @@ fn on_connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
-    let pod = caller::enrolled_pod(ctx)?;
+    let pod = caller::redirected_pod(ctx)?;
     // SAFETY: the kernel gives a valid context.
     let dst = unsafe { read_words(&raw const (*ctx.sock_addr).user_ip6) };
+    let kind = connect::kind(ctx, &pod);
     if is_mapped(dst) {
-        if let Some(reason) = left_alone4(dst[3], pod) {
+        if let Some(reason) = left_alone4(dst[3], &pod) {
             return Err(reason);
         }
         let (address, key) = token::draw(pod.netns_cookie).ok_or(Reason::ConnectNoToken)?;
-        connect::remember(ctx, dst, key, to_words(pod.addr4))?;
+        connect::remember(ctx, dst, (key, kind), to_words(pod.addr4))?;
         write(ctx, mapped(address));
     } else {
-        if let Some(reason) = left_alone6(dst, pod) {
+        if let Some(reason) = left_alone6(dst, &pod) {
             return Err(reason);
         }
         // The source address and port complete the key when they are known, at SYN time.
         let key = OrigKey { netns_cookie: pod.netns_cookie, addr: [0; 16], port: 0, pad: [0; 3] };
-        connect::remember(ctx, dst, key, to_words(pod.addr6))?;
+        connect::remember(ctx, dst, (key, kind), to_words(pod.addr6))?;
         write(ctx, LOOPBACK6);
     }
-    connect::set_port(ctx, PORT_OUTBOUND);
+    connect::set_port(ctx, connect::port_of(kind));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Reason, SOCKET_OUTBOUND};
+use mesh_common::Reason;
 use mesh_ebpf::address::{is_zero, to_words};
 use mesh_ebpf::count;
 
@@ -12,7 +12,7 @@ use crate::storage;
 /// The hook.
 #[cgroup_sock_addr(getsockname4)]
 fn on_getsockname4(ctx: SockAddrContext) -> i32 {
-    if let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.kind == SOCKET_OUTBOUND) {
+    if let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.is_outbound()) {
         let local = to_words(socket.local);
         if !is_zero(local) {
             // SAFETY: this hook may write the field.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Reason, SOCKET_OUTBOUND};
+use mesh_common::Reason;
 use mesh_ebpf::address::{is_zero, to_words};
 use mesh_ebpf::count;
 
@@ -11,7 +11,7 @@ use crate::{connect6, storage};
 /// The hook.
 #[cgroup_sock_addr(getsockname6)]
 fn on_getsockname6(ctx: SockAddrContext) -> i32 {
-    if let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.kind == SOCKET_OUTBOUND) {
+    if let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.is_outbound()) {
         let local = to_words(socket.local);
         if !is_zero(local) {
             connect6::write(&ctx, local);

@@ -21,9 +21,6 @@ use mesh_ebpf::maps::{AGENTS, PODS};
 
 use crate::caller;
 
-/// Whether connections to pods that nobody has classified yet are dropped until somebody has.
-#[unsafe(no_mangle)]
-static HOLD_UNCLASSIFIED: Global<u32> = Global::new(1);
 /// Whether the kernel tells this hook the network namespace.
 #[unsafe(no_mangle)]
 static HAS_SKB_NETNS: Global<u32> = Global::new(0);
@@ -82,7 +79,7 @@ fn decide(ctx: &SkBuffContext) -> Reason {
         Some(pod) if pod.flags & POD_ENROLLED != 0 => Reason::IngressEnrolled,
         Some(_) => Reason::IngressNotEnrolled,
         // Without the namespace a pod on the node's own network could not be told from one that nobody knows.
-        None if HOLD_UNCLASSIFIED.load() != 0 && HAS_SKB_NETNS.load() != 0 => Reason::IngressHeld,
+        None if caller::holds_unclassified() && HAS_SKB_NETNS.load() != 0 => Reason::IngressHeld,
         None => Reason::IngressUnclassified,
     }
 }

@@ -12,6 +12,7 @@ mod caller;
 mod connect;
 mod connect4;
 mod connect6;
+mod egress;
 mod getpeername4;
 mod getpeername6;
 mod getsockname4;

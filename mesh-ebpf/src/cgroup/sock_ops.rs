@@ -5,19 +5,19 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_SYN_SENT, bpf_sock_ops,
+    BPF_TCP_SYN_RECV, BPF_TCP_SYN_SENT, bpf_sock_ops,
 };
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
-    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, Reason, SOCKET_INBOUND, SOCKET_OUTBOUND, Socket,
+    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, Reason, SOCKET_HELD, SOCKET_INBOUND, Socket,
 };
 use mesh_ebpf::address::{AF_INET, LOOPBACK6, equal, is_mapped, mapped, read_words, to_addr, to_words};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{CLIENTS, ORIG_DST};
 
-use crate::storage;
+use crate::{egress, storage};
 
 const EEXIST: i32 = -17;
 
@@ -27,7 +27,8 @@ fn on_sock_ops(ctx: SockOpsContext) -> u32 {
     let reason = match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => move_client(&ctx),
+        // A held connection is established by a simultaneous open, which the kernel calls passive.
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(&ctx).or_else(|| move_client(&ctx)),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
         _ => None,
     };
@@ -53,6 +54,10 @@ fn publish(ctx: &SockOpsContext) -> Option<Reason> {
     // Before the record, so that no record stays without someone to remove it.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         return Some(Reason::OrigDstFull);
+    }
+    if socket.kind == SOCKET_HELD {
+        // The egress hook has yet to hold the SYN; only then is its sequence number known.
+        return None;
     }
     // An IPv6 key is the connection's own address and port: whatever is there belongs to a connection that is gone.
     let flags = if token { BPF_NOEXIST } else { BPF_ANY };
@@ -80,11 +85,20 @@ fn established(ctx: &SockOpsContext) -> Option<Reason> {
 /// A connection that ends before it was established never reaches the agent's accept: its record goes with it.
 #[inline(always)]
 fn state_changed(ctx: &SockOpsContext) -> Option<Reason> {
-    if ctx.arg(0) != BPF_TCP_SYN_SENT || ctx.arg(1) != BPF_TCP_CLOSE {
+    if ctx.arg(0) != BPF_TCP_SYN_SENT {
         return None;
     }
+    let to = ctx.arg(1);
     let socket = outbound(ctx)?;
     let (key, peer) = (socket.key, socket.peer);
+    if socket.kind == SOCKET_HELD {
+        let answered = to == BPF_TCP_SYN_RECV;
+        egress::forget(key, answered);
+        return Some(if answered { Reason::HeldAnswered } else { Reason::HeldEnded });
+    }
+    if to != BPF_TCP_CLOSE {
+        return None;
+    }
     // SAFETY: read within the run of the program.
     let held = unsafe { ORIG_DST.get(&key) }?;
     if held.port != peer.port || !equal(to_words(held.addr), to_words(peer.addr)) {
@@ -141,7 +155,7 @@ fn is_own6(ops: &bpf_sock_ops, remote: [u32; 4]) -> bool {
 fn outbound(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     // SAFETY: the kernel gives a valid context.
     let sk = socket(unsafe { &*ctx.ops });
-    storage::of_socket(sk, None).filter(|socket| socket.kind == SOCKET_OUTBOUND)
+    storage::of_socket(sk, None).filter(|socket| socket.is_outbound())
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use mesh_common::{ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey};
 use mesh_ebpf::address::{mapped, to_addr};
-use mesh_ebpf::maps::ORIG_DST;
+use mesh_ebpf::maps::{HELD, ORIG_DST};
 
 /// How often a taken token is drawn again.
 const DRAWS: u32 = 8;
@@ -21,7 +21,7 @@ pub(crate) fn draw(netns_cookie: u64) -> Option<(u32, OrigKey)> {
         }
         let address = (ORIG_TOKEN_PREFIX | token).to_be();
         let key = OrigKey { netns_cookie, addr: to_addr(mapped(address)), port: 0, pad: [0; 3] };
-        if ORIG_DST.get_ptr(&key).is_none() {
+        if ORIG_DST.get_ptr(&key).is_none() && HELD.get_ptr(&key).is_none() {
             return Some((address, key));
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mesh_common::{POD_CLOSED, Pod};
 use mesh_core::model::WorkloadUid;
 
-use super::{EnrolError, LISTENERS_PER_POD, Local, NetNs, Sync, entry, load};
+use super::{ConnectMode, EnrolError, LISTENERS_PER_POD, Local, NetNs, Sync, entry, load};
 
 impl Sync {
     /// Keeps `pod` closed until its enrolment succeeds.
@@ -27,7 +27,7 @@ impl Sync {
         self.pods.remove(uid);
         let (cgroup_id, index) = (pod.cgroup.id, pod.index);
         pod.netns = Some(Arc::clone(&netns));
-        let closed = closed(&pod);
+        let closed = closed(&pod, self.config.connect);
         if self.orphans.get(&cgroup_id) == Some(&closed) {
             return;
         }
@@ -50,7 +50,7 @@ impl Sync {
     }
 }
 
-fn closed(pod: &Local) -> Pod {
-    let entry = entry(pod);
+fn closed(pod: &Local, connect: ConnectMode) -> Pod {
+    let entry = entry(pod, connect);
     Pod { flags: entry.flags | POD_CLOSED, ..entry }
 }

@@ -11,7 +11,7 @@ use super::pool::Shard;
 use super::stream;
 use crate::authorize::{Cut, CutReason};
 use crate::transport::dialer::{Connect, Dialer, SILENCE};
-use crate::transport::tunnel::Attempt;
+use crate::transport::tunnel::{Attempt, Opening};
 use crate::transport::{End, Open, Refusal, Relayed, Target, near as socket};
 
 /// What came of the CONNECT.
@@ -64,6 +64,49 @@ pub(in crate::transport) async fn carry<C: Connect>(
     };
     socket::reset(near);
     Attempt::Over(Relayed { from_near: replay.len() as u64, to_near: 0, end })
+}
+
+/// A stream whose CONNECT was answered before there was a near socket.
+#[derive(Debug)]
+pub(in crate::transport) struct Asked {
+    shard: Shard,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+}
+
+/// Sends CONNECT and waits for the answer, before there is a near socket.
+pub(in crate::transport) async fn open<C: Connect>(
+    dialer: &Dialer<C>,
+    target: &Target,
+    shard: Shard,
+) -> Opening<Asked> {
+    let answer = tokio::select! {
+        biased;
+        answer = ask(&target.open, target.svid.identity.namespace(), &shard) => answer,
+        text = unreachable(dialer, target) => {
+            shard.retire();
+            Answer::Lost(text)
+        }
+    };
+    match answer {
+        Answer::Connected(send, recv) => Opening::Opened(Asked { shard, send, recv }),
+        Answer::Refused(refusal) => Opening::Refused(refusal),
+        Answer::Unread(text) => {
+            shard.retire();
+            Opening::Unread { text, key: shard.key.clone(), warm: shard.warm }
+        }
+        Answer::Lost(text) => Opening::Lost(text),
+        // `ask` knows neither.
+        Answer::NearReset => Opening::Lost("the client closed".into()),
+        Answer::Cut(reason) => Opening::Lost(reason.to_string()),
+    }
+}
+
+/// Carries one connection over a stream whose CONNECT was answered already.
+pub(in crate::transport) async fn carry_opened(asked: Asked, near: TcpStream, cut: &mut Cut) -> Attempt {
+    let Asked { shard, send, recv } = asked;
+    let relayed = stream::run(near, (send, recv), Bytes::new(), shard.peer(), cut).await;
+    Attempt::Over(relayed)
 }
 
 /// Resolves when the far agent stayed silent and cannot be dialled any more.

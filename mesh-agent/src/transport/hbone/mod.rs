@@ -9,7 +9,7 @@ mod stream;
 
 use std::time::Duration;
 
-pub(super) use client::carry;
+pub(super) use client::{Asked, carry, carry_opened, open};
 pub(super) use pool::{Shard, ShardPool};
 pub(super) use server::serve;
 

@@ -1,16 +1,19 @@
 //! The dialling end of a lease: one connection through it, and its way back to the pool.
 
+use std::io;
+
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::frame::Frame;
-use super::link::Link;
-use super::relay::{Begin, Finish, run};
+use super::link::{Control, Link};
+use super::relay::{Begin, Finish, lost, run};
 use crate::authorize::Cut;
-use crate::transport::dialer::{Connect, Dialer};
+use crate::sys;
+use crate::transport::dialer::{Connect, Dialer, SILENCE};
 use crate::transport::key::PoolKey;
-use crate::transport::tunnel::Attempt;
-use crate::transport::{End, Relayed, Target, near as socket};
+use crate::transport::tunnel::{Attempt, Opening};
+use crate::transport::{End, Open, Relayed, Target, near as socket};
 
 /// A leased connection on its way to be used.
 #[derive(Debug)]
@@ -30,8 +33,74 @@ pub(in crate::transport) async fn carry<C: Connect>(
     replay: Bytes,
     cut: &mut Cut,
 ) -> Attempt {
+    go(dialer, target, lease, (near, Begin::Open(target.open, replay)), cut).await
+}
+
+/// Carries one connection over a lease whose far side said OPENED already.
+pub(in crate::transport) async fn carry_opened<C: Connect>(
+    dialer: &Dialer<C>,
+    target: &Target,
+    lease: Lease,
+    near: TcpStream,
+    cut: &mut Cut,
+) -> Attempt {
+    go(dialer, target, lease, (near, Begin::Answered), cut).await
+}
+
+/// Says OPEN and waits for the answer, before there is a near socket.
+pub(in crate::transport) async fn open<C: Connect>(
+    dialer: &Dialer<C>,
+    target: &Target,
+    lease: Lease,
+) -> Opening<Lease> {
     let Lease { mut link, key, warm } = lease;
-    let begin = Begin::Open(target.open, replay);
+    let before = link.tls.sent();
+    let answer = tokio::select! {
+        biased;
+        answer = ask(&mut link, target.open) => answer,
+        text = silent(dialer, target) => {
+            link.abort(false);
+            return Opening::Lost(text);
+        }
+    };
+    let text = match answer {
+        Ok(Some(Control::Opened)) => return Opening::Opened(Lease { link, key, warm }),
+        Ok(Some(Control::Refused(refusal))) => {
+            give_back_refused(dialer, key, link);
+            return Opening::Refused(refusal);
+        }
+        Ok(Some(Control::Drain)) => {
+            link.abort(false);
+            return Opening::Unread { text: "the far agent drains".into(), key, warm };
+        }
+        Ok(Some(frame)) => format!("unexpected frame {frame:?}"),
+        Ok(None) => "the far agent closed the tunnel".into(),
+        Err(error) => lost(&error),
+    };
+    let unread = link.tls.sent() == before || sys::ended_unread(&link.tcp, before).unwrap_or(false);
+    link.abort(false);
+    if unread { Opening::Unread { text, key, warm } } else { Opening::Lost(text) }
+}
+
+async fn ask(link: &mut Link, open: Open) -> io::Result<Option<Control>> {
+    link.send_frame(&Frame::Open(open)).await?;
+    std::future::poll_fn(|cx| link.poll_frame(cx)).await
+}
+
+/// Resolves when the far agent stayed silent and cannot be dialled any more.
+async fn silent<C: Connect>(dialer: &Dialer<C>, target: &Target) -> String {
+    tokio::time::sleep(SILENCE).await;
+    dialer.unreachable(target).await
+}
+
+async fn go<C: Connect>(
+    dialer: &Dialer<C>,
+    target: &Target,
+    lease: Lease,
+    (near, begin): (TcpStream, Begin),
+    cut: &mut Cut,
+) -> Attempt {
+    let Lease { mut link, key, warm } = lease;
     let ran = run(&mut link, &near, begin, cut, dialer.unreachable(target)).await;
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {

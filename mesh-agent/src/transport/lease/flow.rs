@@ -28,8 +28,8 @@ const ROUNDS: usize = 16;
 /// Which end of the tunnel this is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Role {
-    /// Sends OPEN.
-    Dialler(Open),
+    /// Sends OPEN, unless the far side said OPENED before there was a near socket.
+    Dialler(Option<Open>),
     /// Answers OPENED.
     Acceptor,
 }
@@ -85,16 +85,16 @@ impl<'a> Flow<'a> {
         replay: BytesMut,
     ) -> Self {
         let mut prefix = Vec::with_capacity(64);
-        let first = match role {
-            Role::Dialler(open) => Frame::Open(open),
-            Role::Acceptor => Frame::Opened,
-        };
-        encode(&first, &mut prefix);
+        match role {
+            Role::Dialler(Some(open)) => encode(&Frame::Open(open), &mut prefix),
+            Role::Dialler(None) => {}
+            Role::Acceptor => encode(&Frame::Opened, &mut prefix),
+        }
         Self {
             sent_before: tls.sent(),
             from_near: replay.len() as u64,
             replay_unsent: !replay.is_empty(),
-            opening: matches!(role, Role::Dialler(_)),
+            opening: matches!(role, Role::Dialler(Some(_))),
             tcp,
             tls,
             decoder,

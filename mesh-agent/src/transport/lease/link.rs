@@ -115,7 +115,7 @@ impl Link {
     }
 
     /// Ends the connection in the middle: RESET as far as it goes without waiting, then RST.
-    pub(super) fn abort(mut self, tell: bool) {
+    pub(in crate::transport) fn abort(mut self, tell: bool) {
         if tell {
             self.flush_now();
             if !self.tls.wants_write() && self.put_frame(&Frame::Reset).is_ok() {

@@ -10,7 +10,7 @@ mod pool;
 mod relay;
 mod server;
 
-pub(super) use client::{Lease, carry};
+pub(super) use client::{Lease, carry, carry_opened, open};
 pub(super) use link::Link;
 pub(super) use pool::LeasePool;
 pub(super) use server::serve;

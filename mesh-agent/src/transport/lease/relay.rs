@@ -24,6 +24,8 @@ use crate::transport::{Open, Refusal};
 pub(super) enum Begin {
     /// The dialling end: send OPEN, and behind it these bytes, which were read from the near socket already.
     Open(Open, Bytes),
+    /// The dialling end, and the far side said OPENED already.
+    Answered,
     /// The accepting end: the application is connected.
     Opened,
 }
@@ -70,7 +72,8 @@ pub(super) async fn run(
 ) -> Ran {
     let Link { tcp, tls, decoder, draining, peer, .. } = link;
     let (role, replay) = match begin {
-        Begin::Open(open, replay) => (Role::Dialler(open), BytesMut::from(replay)),
+        Begin::Open(open, replay) => (Role::Dialler(Some(open)), BytesMut::from(replay)),
+        Begin::Answered => (Role::Dialler(None), BytesMut::new()),
         Begin::Opened => (Role::Acceptor, BytesMut::new()),
     };
     let mut flow = Flow::new(tcp, tls, decoder, near, role, replay);

@@ -1,0 +1,25 @@
+//! What the kernel is told of a pod. In: a pod of this node. Out: its `PODS` entry.
+
+use mesh_common::{POD_ENROLLED, POD_HONEST, Pod};
+
+use super::{ConnectMode, Local};
+use crate::intercept::maps::addr;
+
+/// What the kernel is told of a pod.
+pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
+    let honest = if connect == ConnectMode::Honest { POD_HONEST } else { 0 };
+    let of_family = |ipv6: bool| {
+        pod.addresses
+            .iter()
+            .find(|address| address.is_ipv6() == ipv6)
+            .map(|address| addr(*address))
+            .unwrap_or_default()
+    };
+    Pod {
+        netns_cookie: pod.netns.as_ref().map_or(0, |netns| netns.cookie),
+        addr4: of_family(false),
+        addr6: of_family(true),
+        index: pod.index,
+        flags: if pod.netns.is_some() { POD_ENROLLED | honest } else { 0 },
+    }
+}

@@ -1,0 +1,35 @@
+//! Pods that are not held (any more). In: the pods' cgroups, and what the kernel holds. Out: entries for pods of exempt
+//! namespaces; what was held of a pod goes to the data plane when the pod is classified, enrolled or not.
+
+use std::collections::HashMap;
+
+use super::{PodCgroup, PodEvent, Sync, discover};
+use crate::intercept::exempt;
+
+impl Sync {
+    /// Before the first snapshot: what is exempt waits for nobody.
+    pub(super) fn release_exempt(&mut self) {
+        // An error is told when there is a snapshot.
+        if let Ok(scanned) = discover::scan(&self.config.pods_root) {
+            self.release(&scanned);
+        }
+    }
+
+    /// Lets pass what is exempt, and answers what waited for its pod to be classified.
+    pub(super) fn release(&mut self, scanned: &HashMap<String, PodCgroup>) {
+        let known = self.pods.values().map(|pod| pod.cgroup.id).chain(self.orphans.keys().copied()).collect();
+        if self.config.hold_unclassified {
+            self.exempt.follow(&self.config.never_held, &self.maps, scanned, &known);
+        }
+        let passes = |id: u64| {
+            self.exempt.passes(id) || self.pods.values().any(|pod| pod.netns.is_none() && pod.cgroup.id == id)
+        };
+        let owner = |ids: &[u64]| {
+            scanned.values().find(|cgroup| ids.contains(&cgroup.id) && passes(cgroup.id)).cloned()
+        };
+        for held in exempt::released(&self.hub, &self.maps, owner) {
+            // When the data plane has ended there is nobody to tell; the client asks again.
+            let _stopping = self.send(PodEvent::Plain(Box::new(held)));
+        }
+    }
+}
