@@ -5,6 +5,7 @@
 //! dies.
 
 mod accept_loop;
+mod accepting;
 mod descriptors;
 mod held;
 mod lend;

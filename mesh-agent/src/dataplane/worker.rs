@@ -19,6 +19,7 @@ use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::Instant;
 
 use super::accept_loop;
+use super::accepting::Accepting;
 use super::descriptors::Descriptors;
 use super::pod::{Handshaking, PodSlot, PodState};
 use crate::accept::{self, AcceptError};
@@ -92,15 +93,6 @@ pub(super) struct Lent {
     pub(super) listener: io::Result<TcpListener>,
 }
 
-/// What a worker accepts on for one pod; aborting the tasks and dropping this closes the listeners.
-#[derive(Debug)]
-struct Accepting {
-    pod: Arc<PodNet>,
-    listeners: Vec<(Port, Rc<tokio::net::TcpListener>, AbortHandle)>,
-    /// Takes the pod's waiting clients.
-    held: Option<AbortHandle>,
-}
-
 /// All workers.
 #[derive(Debug)]
 pub(super) struct Fleet {
@@ -115,13 +107,6 @@ pub(super) struct Busy(Arc<AtomicUsize>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Accepting {
-    fn stop(self) {
-        self.listeners.iter().for_each(|(_, _, task)| task.abort());
-        self.held.iter().for_each(AbortHandle::abort);
     }
 }
 

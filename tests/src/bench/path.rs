@@ -17,6 +17,8 @@ pub enum Path {
     Direct,
     /// Two agents, leased mTLS connections.
     Ferromesh,
+    /// The same; `connect()` returns when the destination was dialled.
+    Honest,
     /// Two agents, HTTP/2 CONNECT.
     Hbone,
     /// Two haproxy, plain TCP.
@@ -27,13 +29,15 @@ pub enum Path {
 
 impl Path {
     /// All, in the order in which a round measures them.
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Ferromesh, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Ferromesh, Self::Honest, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
 
     /// For the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Ferromesh => "mesh, ferromesh/1",
+            Self::Honest => "mesh, ferromesh/1, honest",
             Self::Hbone => "mesh, HBONE",
             Self::Haproxy => "two haproxy, plain",
             Self::HaproxyMtls => "two haproxy, mTLS each",
@@ -58,9 +62,13 @@ struct Ends {
 /// Makes the path, measures, and removes it.
 pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
     match path {
-        Path::Ferromesh | Path::Hbone => {
+        Path::Ferromesh | Path::Honest | Path::Hbone => {
             let transport = if path == Path::Hbone { "hbone" } else { "auto" };
-            let mut mesh = Mesh::prepare(Options { transports: vec![transport; 2], ..Options::default() })?;
+            let mut mesh = Mesh::prepare(Options {
+                transports: vec![transport; 2],
+                connect: if path == Path::Honest { "honest" } else { "eager" }.to_owned(),
+                ..Options::default()
+            })?;
             mesh.manifests.namespace("bench", true)?;
             let (client, server) = (mesh.pod("bench", "client", 1)?, mesh.pod("bench", "server", 2)?);
             mesh.start_controller()?;

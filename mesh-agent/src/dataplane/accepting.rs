@@ -1,0 +1,27 @@
+//! What a worker has of one pod: its listeners, and the tasks that accept on them.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+use super::worker::Port;
+use crate::intercept::PodNet;
+
+/// What a worker accepts on for one pod; aborting the tasks and dropping this closes the listeners.
+#[derive(Debug)]
+pub(super) struct Accepting {
+    pub(super) pod: Arc<PodNet>,
+    pub(super) listeners: Vec<(Port, Rc<TcpListener>, AbortHandle)>,
+    /// Takes the pod's waiting clients.
+    pub(super) held: Option<AbortHandle>,
+}
+
+impl Accepting {
+    /// Ends the tasks.
+    pub(super) fn stop(self) {
+        self.listeners.iter().for_each(|(_, _, task)| task.abort());
+        self.held.iter().for_each(AbortHandle::abort);
+    }
+}
