@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use mesh_tests::apps;
@@ -103,15 +104,19 @@ fn a_pod_that_nobody_knows_is_held_and_the_node_itself_is_not() -> Result<()> {
     let _host = Process::start(&place, "host-echo", &binary("peer")?, &["echo", "--listen", &listen])?;
     let at_node = format!("{}:{ECHO}", node.v4);
     shop.mesh.in_force("the node's own to answer", || echoed(&shop.ask_from(&far, &at_node)?))?;
-    // Replies to what a held pod dials come in.
-    echoed(&shop.ask_from(&stranger, &at_node)?)?;
+    // What a held pod dials waits for its classification.
+    let dial = ["talk", "--to", &at_node, "--send", "hello", "--half-close", "--timeout-ms", "40000"];
+    let waiting = stranger.spawn_peer(&dial)?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(waiting.stdout().is_empty(), "a held pod did not wait: {}", waiting.stdout());
     // As a kubelet's probe would: from the node, to a pod that is not enrolled and to one that is.
     shop.mesh.manifests.pod(&stranger)?;
+    echoed(&waiting.wait(Duration::from_secs(40))?.json()?)?;
     for to in [stranger.at(ECHO), shop.api.at(ECHO)] {
         shop.mesh.in_force("the node to reach the pod", || {
             let probe = ["talk", "--to", &to, "--send", "hello", "--half-close"];
             let ended = Process::start(&node.place(), "probe", &binary("peer")?, &probe)?
-                .wait(std::time::Duration::from_secs(20))?;
+                .wait(Duration::from_secs(20))?;
             // All probes write to the same file.
             echoed(&serde_json::from_str(ended.stdout.lines().last().unwrap_or_default())?)
         })?;
