@@ -107,9 +107,6 @@ impl<C: Connect> Opened<C> {
 
     /// Carries the connection. On every end but `Finished` the near socket is reset.
     pub async fn relay(self, near: TcpStream, mut cut: Cut) -> Relayed {
-        if let Err(error) = socket::tune_application(&near) {
-            tracing::debug!(%error, "a socket option was refused");
-        }
         let attempt = match self.asked {
             Asked::Lease(lease) => {
                 lease::carry_opened(&self.dialer, &self.target, lease, near, &mut cut).await

@@ -84,7 +84,13 @@ pub(in crate::transport) async fn open<C: Connect>(
 
 async fn ask(link: &mut Link, open: Open) -> io::Result<Option<Control>> {
     link.send_frame(&Frame::Open(open)).await?;
-    std::future::poll_fn(|cx| link.poll_frame(cx)).await
+    loop {
+        match std::future::poll_fn(|cx| link.poll_frame(cx)).await? {
+            // Of the connection before.
+            Some(Control::Reset) => {}
+            frame => return Ok(frame),
+        }
+    }
 }
 
 /// Resolves when the far agent stayed silent and cannot be dialled any more.
