@@ -16,3 +16,8 @@ pub mod mesh;
 pub mod metrics;
 pub mod poll;
 pub mod world;
+
+/// All scenarios can be played in either mode.
+fn mode(name: &str, default: &str) -> String {
+    std::env::var(format!("FERROMESH_TEST_{name}")).unwrap_or_else(|_| default.to_owned())
+}

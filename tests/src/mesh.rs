@@ -40,18 +40,13 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             transports: vec!["auto", "auto"],
-            connect: mode("CONNECT", "eager"),
-            unclassified: mode("UNCLASSIFIED", "hold"),
+            connect: crate::mode("CONNECT", "eager"),
+            unclassified: crate::mode("UNCLASSIFIED", "hold"),
             svid_ttl: "24h",
             agent_arguments: Vec::new(),
             agents_as_pods: false,
         }
     }
-}
-
-/// All scenarios can be played in either mode.
-fn mode(name: &str, default: &str) -> String {
-    std::env::var(format!("FERROMESH_TEST_{name}")).unwrap_or_else(|_| default.to_owned())
 }
 
 /// A controller, agents, and the world that they serve.
@@ -181,10 +176,8 @@ impl Mesh {
             "cluster.local".to_owned(),
             "--transport".to_owned(),
             transport.to_owned(),
-            "--connect".to_owned(),
-            self.options.connect.clone(),
-            "--unclassified".to_owned(),
-            self.options.unclassified.clone(),
+            format!("--connect={}", self.options.connect),
+            format!("--unclassified={}", self.options.unclassified),
         ];
         let more = self.options.agent_arguments.iter().copied();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();

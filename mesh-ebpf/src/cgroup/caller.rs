@@ -1,12 +1,14 @@
 //! Whose connection is it? The socket's network namespace and the caller's cgroup ancestors come in, the enrolled pod
 //! goes out, or the reason to leave the connection alone.
 
-use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie};
+use aya_ebpf::helpers::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
+};
 use aya_ebpf::programs::SockAddrContext;
 use aya_ebpf::{EbpfContext as _, Global};
 use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
-use mesh_ebpf::maps::PODS;
+use mesh_ebpf::maps::{AGENTS, PODS};
 
 /// Cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
@@ -30,7 +32,7 @@ pub(crate) fn redirected_pod(ctx: &SockAddrContext) -> Result<Pod, Reason> {
         Some(pod) if pod.flags & POD_ENROLLED == 0 => return Err(Reason::ConnectNotEnrolled),
         Some(pod) if pod.netns_cookie != cookie => return Err(Reason::ConnectForeignNetns),
         Some(pod) => *pod,
-        None if !holds_unclassified() => return Err(Reason::ConnectUnclassified),
+        None if !holds_unclassified() || is_agent() => return Err(Reason::ConnectUnclassified),
         // Its address is not known; the egress hook names it when the agent answers.
         None => Pod { netns_cookie: cookie, flags: POD_ENROLLED | POD_HONEST, ..NOBODY },
     };
@@ -51,6 +53,13 @@ const NOBODY: Pod = Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index
 #[inline(always)]
 pub(crate) fn holds_unclassified() -> bool {
     HOLD_UNCLASSIFIED.load() != 0
+}
+
+/// Whether the caller is an agent that runs below the pods' root: what it dials for a pod waits for nobody.
+#[inline(always)]
+fn is_agent() -> bool {
+    // SAFETY: the helper has no preconditions.
+    AGENTS.get_ptr(&unsafe { bpf_get_current_cgroup_id() }).is_some()
 }
 
 /// Whether this is the cookie of the node's own network namespace.
