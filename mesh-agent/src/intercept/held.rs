@@ -165,6 +165,13 @@ impl Hub {
     }
 }
 
+impl super::Interceptor {
+    /// What happens to held connections; given out once.
+    pub fn held_events(&self) -> Option<HeldEvents> {
+        self.held_events.lock().take()
+    }
+}
+
 /// The kernel's events; one task of the agent follows them.
 pub struct HeldEvents {
     ring: RingBuf<MapData>,

@@ -124,7 +124,7 @@ pub struct Interceptor {
     /// The id of this agent's own cgroup, if that is below the pods' root.
     pub(super) agent_cgroup: Option<u64>,
     pub(super) hub: Arc<Hub>,
-    held_events: Mutex<Option<HeldEvents>>,
+    pub(super) held_events: Mutex<Option<HeldEvents>>,
     pub(super) node_cookie: u64,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
     /// Maps of another layout that begin anew.
@@ -214,11 +214,6 @@ impl Interceptor {
     /// The kernel's id of the map of listeners; see [`super::Inherited::new`].
     pub fn listeners_map(&self) -> u32 {
         self.maps.listeners_id
-    }
-
-    /// What happens to held connections; given out once.
-    pub fn held_events(&self) -> Option<HeldEvents> {
-        self.held_events.lock().take()
     }
 
     /// What this node lacks for interception, and the mend.
