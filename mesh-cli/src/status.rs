@@ -46,7 +46,8 @@ fn controller_json(status: &StatusResponse) -> Value {
         })
     });
     let objects = status.objects.iter().map(
-        |o| json!({ "source": o.source, "accepted": o.accepted, "reason": o.reason, "message": o.message }),
+        |o| json!({ "source": o.source, "accepted": o.accepted, "reason": o.reason,
+                     "message": o.message, "enforced": o.enforced }),
     );
     json!({
         "version": status.version,
@@ -75,12 +76,18 @@ fn controller_table(status: &StatusResponse, now: OffsetDateTime) -> String {
     // What was accepted without a remark is only counted.
     let (plain, told): (Vec<_>, Vec<_>) =
         status.objects.iter().partition(|object| object.accepted && object.reason == "Accepted");
-    let mut objects = Table::new(&["OBJECT", "ACCEPTED", "REASON", "MESSAGE"]);
+    let mut objects = Table::new(&["OBJECT", "ACCEPTED", "ENFORCED", "REASON", "MESSAGE"]);
     for object in told {
         let accepted = if object.accepted { "yes" } else { "NO" };
+        let enforced = match object.enforced {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "",
+        };
         objects.row([
             object.source.clone(),
             accepted.to_owned(),
+            enforced.to_owned(),
             object.reason.clone(),
             object.message.clone(),
         ]);
@@ -200,7 +207,8 @@ mod tests {
     }
 
     fn object(source: &str, accepted: bool, reason: &str) -> ObjectStatus {
-        ObjectStatus { source: source.into(), accepted, reason: reason.into(), message: "why".into() }
+        let enforced = (reason == "SelectsNothing").then_some(false);
+        ObjectStatus { source: source.into(), accepted, reason: reason.into(), message: "why".into(), enforced }
     }
 
     #[test]
@@ -233,8 +241,8 @@ mod tests {
             lines[3],
             "n1    0.1.0  yes        12    11            2             2001-09-09T01:47:25Z (in 45s)  -"
         );
-        assert_eq!(lines[6], "bad.yaml:7  NO        Malformed       why");
-        assert_eq!(lines[7], "c.yaml:2    yes       SelectsNothing  why");
+        assert_eq!(lines[6], "bad.yaml:7  NO        -         Malformed       why");
+        assert_eq!(lines[7], "c.yaml:2    yes       NO        SelectsNothing  why");
         assert_eq!(lines[8], "1 objects accepted without remarks");
         assert_eq!(controller_json(&status)["agents"][0]["acknowledged_version"], 11);
     }

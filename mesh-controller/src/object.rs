@@ -109,6 +109,8 @@ pub struct Status {
     pub source: Origin,
     /// Whether it is in force as it was written.
     pub accepted: bool,
+    /// Of policies: whether every selected pod and every condition is enforced (the condition `Enforced`).
+    pub enforced: Option<bool>,
     /// One CamelCase word, as in a Kubernetes condition.
     pub reason: &'static str,
     /// What and why, naming the object.
@@ -118,11 +120,17 @@ pub struct Status {
 impl Status {
     /// Something that is not in force as it was written.
     pub fn refused(source: &Origin, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { source: source.clone(), accepted: false, reason, message: message.into() }
+        Self { source: source.clone(), accepted: false, enforced: None, reason, message: message.into() }
     }
 
     /// Something that is in force, with a remark.
     pub fn noted(source: &Origin, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { source: source.clone(), accepted: true, reason, message: message.into() }
+        Self { source: source.clone(), accepted: true, enforced: None, reason, message: message.into() }
+    }
+
+    /// The same, with the condition `Enforced`.
+    #[must_use]
+    pub fn enforced(self, enforced: bool) -> Self {
+        Self { enforced: Some(enforced), ..self }
     }
 }

@@ -3,6 +3,7 @@
 //! Manifests come in through serde (an unknown field is an error), checked values go out through `TryFrom`. No field has
 //! a schema default: an absent field stays absent, so that what a user applied is what they read back.
 
+mod l7;
 mod mesh_config;
 mod policy;
 mod port;
@@ -11,7 +12,7 @@ mod text;
 pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshSettings, MtlsModeName, MtlsSpec};
 pub use policy::{
     ActionName, AuthorizationPolicy, AuthorizationPolicySpec, FromSpec, OperationSpec, RuleSpec, SourceSpec,
-    ToSpec,
+    ToSpec, WhenSpec,
 };
 pub use port::PortValue;
 

@@ -1,4 +1,6 @@
 //! `AuthorizationPolicy`: who may open connections to the selected workloads (L4).
+//!
+//! Fields that only HTTP could answer are understood and not enforced yet; they never make a policy weaker (see [`super::l7`]).
 
 use ipnet::IpNet;
 use kube::CustomResource;
@@ -6,7 +8,7 @@ use mesh_core::model::{self as core, StringMatch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, PortValue, WorkloadSelector, text};
+use super::{FieldError, PortValue, WorkloadSelector, l7, text};
 
 /// Who may open connections to the selected workloads. In the root namespace it concerns every namespace.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +58,9 @@ pub struct RuleSpec {
     /// Alternatives; absent takes any operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<Vec<ToSpec>>,
+    /// Further conditions, all of them to hold; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<Vec<WhenSpec>>,
 }
 
 /// An alternative of `from`.
@@ -72,6 +77,20 @@ pub struct FromSpec {
 pub struct ToSpec {
     /// Conditions on the operation; all of them must hold.
     pub operation: OperationSpec,
+}
+
+/// A further condition, by key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WhenSpec {
+    /// What is looked at, for example `request.headers[x-team]`.
+    pub key: String,
+    /// One of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<Vec<String>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_values: Option<Vec<String>>,
 }
 
 /// Conditions on where a connection comes from.
@@ -96,6 +115,12 @@ pub struct SourceSpec {
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_ip_blocks: Option<Vec<String>>,
+    /// `ISSUER/SUBJECT` of a JWT; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_principals: Option<Vec<String>>,
+    /// None of these; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_request_principals: Option<Vec<String>>,
 }
 
 /// Conditions on what is asked for.
@@ -108,6 +133,24 @@ pub struct OperationSpec {
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_ports: Option<Vec<PortValue>>,
+    /// Hosts of HTTP requests; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Vec<String>>,
+    /// None of these; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_hosts: Option<Vec<String>>,
+    /// Methods of HTTP requests; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub methods: Option<Vec<String>>,
+    /// None of these; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_methods: Option<Vec<String>>,
+    /// Paths of HTTP requests; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Vec<String>>,
+    /// None of these; not enforced yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_paths: Option<Vec<String>>,
 }
 
 impl TryFrom<&AuthorizationPolicy> for core::AuthorizationPolicy {
@@ -128,20 +171,26 @@ impl TryFrom<&AuthorizationPolicy> for core::AuthorizationPolicy {
             Some(ActionName::Audit) => core::Action::Audit,
         };
         let specs = policy.spec.rules.iter().flatten().enumerate();
-        let rules =
-            specs.map(|(i, spec)| rule(spec, &format!("spec.rules[{i}]"))).collect::<Result<_, _>>()?;
+        let rules = specs.map(|(i, spec)| rule(spec, action, &format!("spec.rules[{i}]")));
+        let rules = rules.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         Ok(Self { name, action, rules })
     }
 }
 
-fn rule(spec: &RuleSpec, path: &str) -> Result<core::Rule, FieldError> {
-    Ok(core::Rule {
-        from: list(spec.from.as_deref(), &format!("{path}.from"), |f, at| {
-            source(&f.source, &format!("{at}.source"))
-        })?,
-        to: list(spec.to.as_deref(), &format!("{path}.to"), |t, at| {
-            operation(&t.operation, &format!("{at}.operation"))
-        })?,
+/// A rule as L4 can enforce it; `None` when it could only let in more than was meant.
+fn rule(spec: &RuleSpec, action: core::Action, path: &str) -> Result<Option<core::Rule>, FieldError> {
+    let from = list(spec.from.as_deref(), &format!("{path}.from"), |f, at| {
+        Ok((source(&f.source, &format!("{at}.source"))?, l7::of_source(&f.source).is_empty()))
+    })?;
+    let to = list(spec.to.as_deref(), &format!("{path}.to"), |t, at| {
+        Ok((operation(&t.operation, &format!("{at}.operation"))?, l7::of_operation(&t.operation).is_empty()))
+    })?;
+    let from = l7::enforceable(from, action);
+    let to = l7::enforceable(to, action);
+    let whole = spec.when.as_ref().is_none_or(Vec::is_empty) || action == core::Action::Deny;
+    Ok(match (from, to) {
+        (Some(from), Some(to)) if whole => Some(core::Rule { from, to }),
+        _ => None,
     })
 }
 

@@ -47,11 +47,55 @@ fn what_cannot_be_honoured_is_refused_by_path() {
         ),
         (json!({ "rules": [{ "to": [{ "operation": { "ports": ["http"] } }] }] }), "is not a port"),
         (json!({ "rules": [{ "to": [{ "operation": { "ports": [70000] } }] }] }), "70000 is not a port"),
-        (json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] }), "methods"),
+        (json!({ "rules": [{ "to": [{ "operation": { "metods": ["GET"] } }] }] }), "metods"),
     ];
     for (spec, want) in cases {
         let error = policy(spec.clone()).unwrap_err();
         assert!(error.contains(want), "{spec}: {error}");
+    }
+}
+
+/// Rules with conditions that only HTTP could answer, and what L4 makes of them.
+fn with_http(action: &str) -> (Vec<core::Rule>, Vec<String>) {
+    let rules = json!([
+        { "to": [{ "operation": { "ports": [80], "methods": ["GET"] } }, { "operation": { "ports": [81] } }] },
+        { "from": [{ "source": { "namespaces": ["a"], "requestPrincipals": ["*"] } }] },
+        { "to": [{ "operation": { "ports": [82] } }], "when": [{ "key": "request.headers[x]", "values": ["y"] }] },
+        { "to": [{ "operation": { "paths": ["/admin"] } }] },
+    ]);
+    let object = json!({
+        "metadata": { "namespace": "shop", "name": "p" }, "spec": { "action": action, "rules": rules },
+    });
+    let decoded: AuthorizationPolicy = serde_json::from_value(object).unwrap();
+    (core::AuthorizationPolicy::try_from(&decoded).unwrap().rules, decoded.unenforced_fields())
+}
+
+#[test]
+fn an_http_condition_makes_a_deny_wider_and_never_narrower() {
+    let (rules, fields) = with_http("DENY");
+    assert_eq!(
+        fields,
+        [
+            "spec.rules[0].to[0].operation.methods",
+            "spec.rules[1].from[0].source.requestPrincipals",
+            "spec.rules[2].when",
+            "spec.rules[3].to[0].operation.paths",
+        ]
+    );
+    let ports = |rule: &core::Rule| rule.to.iter().map(|o| o.ports.clone()).collect::<Vec<_>>();
+    assert_eq!(rules.len(), 4);
+    assert_eq!(ports(&rules[0]), [[80], [81]]);
+    assert_eq!(rules[1].from[0].namespaces, [StringMatch::Exact("a".into())]);
+    assert_eq!(ports(&rules[2]), [[82]]);
+    assert_eq!(rules[3].to, [core::Operation::default()], "any request is denied");
+}
+
+#[test]
+fn an_http_condition_makes_an_allow_or_an_audit_narrower_and_never_wider() {
+    for action in ["ALLOW", "AUDIT"] {
+        let (rules, _) = with_http(action);
+        let only = core::Operation { ports: vec![81], not_ports: vec![] };
+        assert_eq!(rules, [core::Rule { from: vec![], to: vec![only] }], "{action}");
     }
 }
 

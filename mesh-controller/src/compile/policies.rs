@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mesh_core::model::{PolicyName, Workload, WorkloadUid};
+use mesh_core::model::{Action, PolicyName, Workload, WorkloadUid};
 
 use super::ROOT_NAMESPACE;
-use crate::index::{Index, Labels, PolicyInfo, selects};
-use crate::object::Status;
+use crate::index::{Index, Labels, PodInfo, PodPhase, PolicyInfo, selects};
+use crate::object::{Name, Origin, Status};
+
+/// The most pods that a status names.
+const MOST_NAMES: usize = 3;
 
 /// The policies by namespace.
 pub(super) struct Selection<'a> {
@@ -33,32 +36,88 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Says of each policy what it selects: one that nobody enforces must not go unseen.
+/// Says of each policy what it selects, and where it is not enforced: what nobody enforces must not go unseen.
 pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>, statuses: &mut Vec<Status>) {
-    let mut counts: HashMap<&PolicyName, (usize, usize)> = HashMap::new();
-    for workload in workloads.values() {
-        for name in &workload.policies {
-            let (selected, enrolled) = counts.entry(name).or_default();
-            *selected += 1;
-            *enrolled += usize::from(workload.enrolled);
+    let mut by_namespace: BTreeMap<&str, Vec<&PodInfo>> = BTreeMap::new();
+    for pod in index.pods.values().filter(|p| p.phase == PodPhase::Live) {
+        by_namespace.entry(&pod.name.namespace).or_default().push(pod);
+    }
+    for (name, info) in &index.policies {
+        let mut selected = Selected::default();
+        let namespaces = match &*name.namespace {
+            ROOT_NAMESPACE => by_namespace.values().collect(),
+            own => Vec::from_iter(by_namespace.get(own)),
+        };
+        for pod in namespaces.into_iter().flatten().filter(|p| selects(&info.selector, &p.labels)) {
+            selected.add(pod, workloads.get(&pod.uid));
+        }
+        let subject = format!("AuthorizationPolicy {name}");
+        statuses.push(selected.status(&subject, &info.origin));
+        if !info.unenforced.is_empty() {
+            let effect = match info.policy.action {
+                Action::Deny => "they are left out, so that more is denied than was asked for",
+                Action::Allow => "alternatives with them are left out, so that less is allowed than was asked for",
+                Action::Audit => "alternatives with them are left out",
+            };
+            let message = format!("{subject}: only L4 is enforced: {}: {effect}", info.unenforced.join(", "));
+            statuses.push(Status::refused(&info.origin, "HttpNotEnforced", message).enforced(false));
         }
     }
-    for policy in index.policies.values() {
-        let name = &policy.policy.name;
-        let subject = format!("AuthorizationPolicy {name}");
-        let (reason, message) = match counts.get(name).copied().unwrap_or_default() {
-            (0, _) => ("SelectsNothing", format!("{subject}: no pod is selected")),
-            (pods, 0) => {
-                ("NotEnforced", format!("{subject}: selects {pods} pods, and none of them is enrolled"))
-            }
-            (pods, enrolled) => {
-                ("Accepted", format!("{subject}: enforced for {enrolled} of {pods} selected pods"))
-            }
+}
+
+/// The pods that a policy selects, by whether it is enforced for them.
+#[derive(Default)]
+struct Selected<'a> {
+    enforced: usize,
+    not_enrolled: Vec<&'a Name>,
+    on_node_network: Vec<&'a Name>,
+}
+
+impl<'a> Selected<'a> {
+    fn add(&mut self, pod: &'a PodInfo, workload: Option<&Workload>) {
+        match workload {
+            Some(workload) if workload.enrolled => self.enforced += 1,
+            None if pod.host_network => self.on_node_network.push(&pod.name),
+            _ => self.not_enrolled.push(&pod.name),
+        }
+    }
+
+    fn status(&self, subject: &str, origin: &Origin) -> Status {
+        let missed = self.not_enrolled.len() + self.on_node_network.len();
+        if missed == 0 {
+            return match self.enforced {
+                0 => {
+                    let message = format!("{subject}: no pod is selected");
+                    Status::noted(origin, "SelectsNothing", message).enforced(false)
+                }
+                pods => {
+                    let message = format!("{subject}: enforced for the {pods} selected pods");
+                    Status::noted(origin, "Accepted", message).enforced(true)
+                }
+            };
+        }
+        let mut why = Vec::new();
+        if !self.not_enrolled.is_empty() {
+            why.push(format!("not enrolled: {}", some(&self.not_enrolled)));
+        }
+        if !self.on_node_network.is_empty() {
+            why.push(format!("on the node's network (hostNetwork): {}", some(&self.on_node_network)));
+        }
+        let (pods, why) = (self.enforced + missed, why.join("; "));
+        let message = format!("{subject}: enforced for {} of {pods} selected pods; {why}", self.enforced);
+        let status = match self.enforced {
+            0 => Status::refused(origin, "NotEnforced", message),
+            _ => Status::noted(origin, "PartlyEnforced", message),
         };
-        let status = match reason {
-            "NotEnforced" => Status::refused(&policy.origin, reason, message),
-            _ => Status::noted(&policy.origin, reason, message),
-        };
-        statuses.push(status);
+        status.enforced(false)
+    }
+}
+
+/// The first names, and how many more there are.
+fn some(names: &[&Name]) -> String {
+    let shown: Vec<String> = names.iter().take(MOST_NAMES).map(ToString::to_string).collect();
+    match names.len().saturating_sub(MOST_NAMES) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

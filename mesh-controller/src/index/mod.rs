@@ -66,6 +66,8 @@ pub struct PolicyInfo {
     pub policy: Arc<core::AuthorizationPolicy>,
     /// Labels that a pod must have; empty selects every pod in reach.
     pub selector: Labels,
+    /// Paths of its fields that only HTTP could answer, and that are not enforced.
+    pub unenforced: Vec<String>,
     /// Where it was found.
     pub origin: Origin,
 }
@@ -141,7 +143,8 @@ impl Index {
             Object::AuthorizationPolicy(object) => match core::AuthorizationPolicy::try_from(&**object) {
                 Ok(policy) => {
                     let selector = WorkloadSelector::labels(object.spec.selector.as_ref());
-                    let info = PolicyInfo { policy: Arc::new(policy), selector, origin: origin.clone() };
+                    let (policy, unenforced) = (Arc::new(policy), object.unenforced_fields());
+                    let info = PolicyInfo { policy, selector, unenforced, origin: origin.clone() };
                     self.policies.insert(name, info);
                 }
                 Err(error) => {

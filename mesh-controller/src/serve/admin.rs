@@ -42,6 +42,7 @@ impl Admin for AdminService {
             accepted: status.accepted,
             reason: status.reason.into(),
             message: status.message.clone(),
+            enforced: status.enforced,
         };
         Ok(Response::new(StatusResponse {
             version: compiled.as_ref().map_or(0, |c| c.version),

@@ -150,6 +150,37 @@ fn policies_are_resolved_to_workloads() {
 }
 
 #[test]
+fn a_policy_says_where_it_is_not_enforced_and_why() {
+    let on_node = pod("h", "n", "192.168.0.1").replace("nodeName: n", "nodeName: n\n  hostNetwork: true");
+    let yaml = [
+        namespace("shop", true),
+        pod("x", "n", "10.0.0.1"),
+        on_node,
+        policy("shop", "all", "{}"),
+        policy("shop", "x", "{selector: {matchLabels: {app: x}}}"),
+        policy("shop", "h", "{selector: {matchLabels: {app: h}}}"),
+        policy("shop", "nobody", "{selector: {matchLabels: {app: z}}}"),
+        policy("shop", "http", "{action: DENY, rules: [{to: [{operation: {methods: [POST]}}]}]}"),
+    ];
+    let compiled = compiled(&yaml.concat());
+    let of = |name: &str| -> Vec<_> {
+        let subject = format!("AuthorizationPolicy shop/{name}:");
+        let own = compiled.statuses.iter().filter(|s| s.message.starts_with(&subject));
+        own.map(|s| (s.reason, s.enforced)).collect()
+    };
+    assert_eq!(of("all"), [("PartlyEnforced", Some(false))]);
+    assert_eq!(of("x"), [("Accepted", Some(true))]);
+    assert_eq!(of("h"), [("NotEnforced", Some(false))]);
+    assert_eq!(of("nobody"), [("SelectsNothing", Some(false))]);
+    assert!(of("http").contains(&("HttpNotEnforced", Some(false))), "{:?}", of("http"));
+    let host = status(&compiled.statuses, "NotEnforced");
+    assert!(host.message.contains("hostNetwork): shop/h"), "{}", host.message);
+    let http = status(&compiled.statuses, "HttpNotEnforced");
+    assert!(http.message.contains("spec.rules[0].to[0].operation.methods"), "{}", http.message);
+    assert!(http.message.contains("more is denied"), "{}", http.message);
+}
+
+#[test]
 fn an_invalid_edit_keeps_the_last_good_policy() {
     let mut index = index_of(
         &[namespace("shop", true), pod("x", "n", "10.0.0.1"), policy("shop", "p", "{action: DENY}")].concat(),
