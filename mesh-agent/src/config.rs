@@ -15,9 +15,9 @@ use crate::transport::TransportPreference;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Say what this node's kernel has and lacks, and end
-    #[arg(long, exclusive = true)]
-    pub check: bool,
+    /// Say what this node's kernel has and lacks, and (with the pods' cgroup) which programs would keep ours out, and end
+    #[arg(long, exclusive = true, num_args = 0..=1, require_equals = true, value_name = "PODS_CGROUP")]
+    pub check: Option<Option<PathBuf>>,
     /// How to run.
     #[command(flatten)]
     pub agent: Option<AgentArgs>,
@@ -208,7 +208,9 @@ mod tests {
     #[test]
     fn a_check_needs_nothing_else_and_a_start_needs_its_arguments() {
         let cli = Cli::try_parse_from(["mesh-agent", "--check"]).unwrap();
-        assert!(cli.check && cli.agent.is_none());
+        assert!(cli.check == Some(None) && cli.agent.is_none());
+        let cli = Cli::try_parse_from(["mesh-agent", "--check=/sys/fs/cgroup/kubepods"]).unwrap();
+        assert_eq!(cli.check.flatten().unwrap(), PathBuf::from("/sys/fs/cgroup/kubepods"));
         assert!(Cli::try_parse_from(["mesh-agent"]).is_err());
         assert!(Cli::try_parse_from(&FEW[..5]).is_err());
     }

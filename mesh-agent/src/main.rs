@@ -15,8 +15,15 @@ const CONTROL_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.check {
-        return if mesh_agent::run::check() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if let Some(pods_cgroup) = cli.check {
+        return match mesh_agent::run::check(pods_cgroup.as_deref()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("mesh-agent: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let Some(args) = cli.agent else {
         Cli::command()

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "this is the one module of the agent that may")]
 
+mod query;
 mod tcp;
 
 use std::cell::OnceCell;
@@ -24,6 +25,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub use query::cgroup_programs;
 pub use tcp::{acknowledged_beyond, bytes_written, ended_unread};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;

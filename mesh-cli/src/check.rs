@@ -18,6 +18,8 @@ struct Check {
     by: &'static str,
     name: String,
     ok: bool,
+    /// Something that does not keep the mesh from working, but that its owner should know.
+    weak: bool,
     /// What was found.
     found: String,
     /// What to do when it is not right.
@@ -31,6 +33,7 @@ impl Check {
             by: "node",
             name: name.to_owned(),
             ok,
+            weak: false,
             found: found.unwrap_or_else(|| "missing".to_owned()),
             mend: if ok { String::new() } else { mend.to_owned() },
         }
@@ -51,6 +54,7 @@ pub(crate) async fn check(socket: Option<&Path>) -> Result<Answer> {
                 by: "agent",
                 name: "administration socket".to_owned(),
                 ok: false,
+                weak: false,
                 found: format!("{error:#}"),
                 mend: "start the agent, or run `mesh-agent --check`".to_owned(),
             }),
@@ -64,7 +68,7 @@ pub(crate) async fn check(socket: Option<&Path>) -> Result<Answer> {
             place.display()
         ));
     }
-    let ok = checks.iter().all(|check| check.ok);
+    let ok = checks.iter().all(|check| check.ok || check.weak);
     Ok(Answer { json: json!({ "ok": ok, "checks": to_json(&checks) }), table, ok })
 }
 
@@ -109,21 +113,28 @@ fn of_agent(list: &Value) -> impl Iterator<Item = Check> {
             by: "agent",
             name: text(&probe["name"]),
             ok,
-            found: if ok { "present" } else { "missing" }.to_owned(),
+            weak: probe["weak"] == true,
+            found: match probe["found"].as_str() {
+                Some(found) => found.to_owned(),
+                None => if ok { "present" } else { "missing" }.to_owned(),
+            },
             mend: text(&probe["mend"]),
         }
     })
 }
 
 fn to_json(checks: &[Check]) -> Vec<Value> {
-    let one = |c: &Check| json!({ "by": c.by, "name": c.name, "ok": c.ok, "found": c.found, "mend": c.mend });
+    let one = |c: &Check| {
+        json!({ "by": c.by, "name": c.name, "ok": c.ok, "weak": c.weak, "found": c.found,
+                                 "mend": c.mend })
+    };
     checks.iter().map(one).collect()
 }
 
 fn render(checks: &[Check]) -> String {
     let mut table = Table::new(&["CHECK", "BY", "OK", "FOUND", "MEND"]);
     for check in checks {
-        let ok = inventory::text(&Value::Bool(check.ok));
+        let ok = if check.weak { "weak".to_owned() } else { inventory::text(&Value::Bool(check.ok)) };
         table.row([check.name.clone(), check.by.to_owned(), ok, check.found.clone(), check.mend.clone()]);
     }
     table.render("nothing was looked at")
@@ -164,5 +175,16 @@ mod tests {
         assert_eq!((checks[0].ok, checks[0].mend.as_str(), checks[1].ok), (false, "give it", true));
         let text = render(&checks);
         assert!(text.lines().any(|line| line == "CAP_BPF  agent  no   missing  give it"), "{text}");
+    }
+
+    #[test]
+    fn a_weak_spot_is_told_with_what_was_found() {
+        let list = json!([{ "name": "raw sockets: pod shop/web", "ok": false, "weak": true,
+                            "found": "nginx (7) has CAP_NET_RAW", "mend": "drop it" }]);
+        let checks: Vec<Check> = of_agent(&list).collect();
+        let text = render(&checks);
+        let wanted = "raw sockets: pod shop/web  agent  weak  nginx (7) has CAP_NET_RAW  drop it";
+        assert!(text.lines().any(|line| line == wanted), "{text}");
+        assert_eq!(to_json(&checks)[0]["weak"], true);
     }
 }

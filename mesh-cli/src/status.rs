@@ -45,10 +45,10 @@ fn controller_json(status: &StatusResponse) -> Value {
             "certificates": certificates.collect::<Vec<_>>(),
         })
     });
-    let objects = status.objects.iter().map(
-        |o| json!({ "source": o.source, "accepted": o.accepted, "reason": o.reason,
-                     "message": o.message, "enforced": o.enforced }),
-    );
+    let objects = status.objects.iter().map(|o| {
+        json!({ "source": o.source, "accepted": o.accepted, "reason": o.reason,
+                     "message": o.message, "enforced": o.enforced })
+    });
     json!({
         "version": status.version,
         "trust_domain": status.trust_domain,
@@ -208,7 +208,13 @@ mod tests {
 
     fn object(source: &str, accepted: bool, reason: &str) -> ObjectStatus {
         let enforced = (reason == "SelectsNothing").then_some(false);
-        ObjectStatus { source: source.into(), accepted, reason: reason.into(), message: "why".into(), enforced }
+        ObjectStatus {
+            source: source.into(),
+            accepted,
+            reason: reason.into(),
+            message: "why".into(),
+            enforced,
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod proxy;
 mod replacement;
 mod robustness;
 mod rogue;
+mod semantics;
 mod services;
 mod shop;
 mod stranger;

@@ -97,7 +97,7 @@ pub(super) fn cgroup_of<'a>(
 }
 
 /// The processes of a cgroup and of those below it.
-fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
+pub(super) fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
     collect(cgroup, &mut pids)?;
     Ok(pids)

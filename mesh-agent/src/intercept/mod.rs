@@ -24,6 +24,7 @@ mod running;
 mod sweep;
 mod sync;
 mod unserved;
+mod weak;
 
 pub use config::{Config, ConnectMode, NeverHeld};
 pub use discover::Refusal;
@@ -36,3 +37,4 @@ pub use pod::{PodEvent, PodListeners, PodNet};
 pub use probe::{Probe, probe};
 pub use problem::PodProblem;
 pub use running::{Holder, Running};
+pub use weak::{WeakSpot, exclusive_programs, weak_spots};

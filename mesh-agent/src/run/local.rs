@@ -1,5 +1,6 @@
 //! What the kernel side and the data plane of this node add to the administration socket.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
@@ -7,12 +8,13 @@ use serde_json::{Value, json};
 use super::pods::ServedPods;
 use crate::control::Published;
 use crate::control::admin::Local;
-use crate::intercept::{Interceptor, PodProblem, Probe, probe};
+use crate::intercept::{Interceptor, PodProblem, Probe, WeakSpot, probe, weak_spots};
 
 /// Filled as the agent starts.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: Arc<str>,
+    pub(super) pods_cgroup: PathBuf,
     pub(super) published: Published,
     pub(super) pods: Arc<ServedPods>,
     pub(super) interceptor: OnceLock<Arc<Interceptor>>,
@@ -52,12 +54,25 @@ impl Local for Node {
     }
 
     fn check(&self) -> Value {
-        checks(&probe())
+        let mut all = checks(&probe());
+        all.extend(match weak_spots(&self.pods_cgroup, &self.name, &self.published.load()) {
+            Ok(found) => weak(&found),
+            Err(error) => vec![json!({
+                "name": "weak spots", "ok": false, "found": format!("not looked for: {error}"),
+                "mend": "let the agent read the pods' cgroups and /proc",
+            })],
+        });
+        Value::Array(all)
     }
 }
 
 /// The kernel's features as JSON.
-pub(super) fn checks(probes: &[Probe]) -> Value {
-    let list = probes.iter().map(|p| json!({ "name": p.name, "ok": p.ok, "mend": p.mend }));
-    Value::Array(list.collect())
+pub(super) fn checks(probes: &[Probe]) -> Vec<Value> {
+    probes.iter().map(|p| json!({ "name": p.name, "ok": p.ok, "mend": p.mend })).collect()
+}
+
+/// Weak spots as JSON. They do not keep the mesh from working.
+pub(super) fn weak(found: &[WeakSpot]) -> Vec<Value> {
+    let one = |spot: &WeakSpot| json!({ "name": spot.name, "ok": false, "weak": true, "found": spot.found, "mend": spot.mend });
+    found.iter().map(one).collect()
 }

@@ -10,6 +10,7 @@ mod takeover;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -24,7 +25,7 @@ use crate::control::{Control, ControlSettings, Controller, NodeIdentity};
 use crate::dataplane::Dataplane;
 use crate::handover::{Giver, Offer, Place};
 use crate::identify::SvidStore;
-use crate::intercept::{Config, Inherited, Interceptor, PodEvent, Running, probe};
+use crate::intercept::{Config, Inherited, Interceptor, PodEvent, Running, exclusive_programs, probe};
 use crate::observe::{Metrics, Readiness, SeriesLimits};
 use local::Node;
 use pods::ServedPods;
@@ -99,6 +100,7 @@ impl Parts {
         metrics.register_certificates(Arc::clone(&svids));
         let node = Arc::new(Node {
             name: args.node.as_str().into(),
+            pods_cgroup: args.pods_cgroup.clone(),
             published: control.published.clone(),
             pods: Arc::new(ServedPods::default()),
             interceptor: OnceLock::new(),
@@ -222,13 +224,17 @@ impl Parts {
         // Loading waits for the verifier: not on a thread that answers readiness.
         let started = tokio::task::spawn_blocking(move || Interceptor::start(config)).await?;
         let interceptor = Arc::new(started.map_err(|error| {
-            let lacking: Vec<String> =
+            let mut lacking: Vec<String> =
                 probe().into_iter().filter(|p| !p.ok).map(|p| format!("{}: {}", p.name, p.mend)).collect();
+            // A program of somebody else that shares its place with nobody: the kernel says only EPERM.
+            let foreign = exclusive_programs(&args.pods_cgroup).unwrap_or_default();
+            lacking
+                .extend(foreign.iter().map(|spot| format!("{}: {}: {}", spot.name, spot.found, spot.mend)));
             let error = anyhow::Error::new(error).context("the kernel programs could not be loaded");
             if lacking.is_empty() {
                 error
             } else {
-                error.context(format!("this node lacks: {}", lacking.join("; ")))
+                error.context(format!("on this node: {}", lacking.join("; ")))
             }
         })?);
         let (sender, events) = mpsc::channel(EVENTS);
@@ -269,11 +275,14 @@ impl Started {
     }
 }
 
-/// Prints what the kernel has and lacks; whether all is there.
-pub fn check() -> bool {
+/// Prints what the kernel has and lacks, and which programs keep ours out of `pods_cgroup`; whether all is well.
+pub fn check(pods_cgroup: Option<&Path>) -> Result<bool> {
     let probes = probe();
-    println!("{:#}", local::checks(&probes));
-    probes.iter().all(|probe| probe.ok)
+    let foreign = pods_cgroup.map(exclusive_programs).transpose()?.unwrap_or_default();
+    let mut all = local::checks(&probes);
+    all.extend(local::weak(&foreign));
+    println!("{:#}", serde_json::Value::Array(all));
+    Ok(foreign.is_empty() && probes.iter().all(|probe| probe.ok))
 }
 
 fn termination() -> Result<impl Future<Output = ()>> {

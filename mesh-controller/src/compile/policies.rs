@@ -56,7 +56,9 @@ pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>,
         if !info.unenforced.is_empty() {
             let effect = match info.policy.action {
                 Action::Deny => "they are left out, so that more is denied than was asked for",
-                Action::Allow => "alternatives with them are left out, so that less is allowed than was asked for",
+                Action::Allow => {
+                    "alternatives with them are left out, so that less is allowed than was asked for"
+                }
                 Action::Audit => "alternatives with them are left out",
             };
             let message = format!("{subject}: only L4 is enforced: {}: {effect}", info.unenforced.join(", "));
