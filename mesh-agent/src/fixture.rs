@@ -37,6 +37,7 @@ pub(crate) fn workload(name: &str, address: IpAddr) -> Workload {
         owner: Owner { kind: "Deployment".into(), name: name.into() },
         mtls: MtlsModes { default: MtlsMode::Permissive, by_port: BTreeMap::new() },
         policies: Vec::new(),
+        served: Default::default(),
     }
 }
 

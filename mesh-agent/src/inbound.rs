@@ -156,6 +156,7 @@ impl Gate {
             return Err((RefusalCode::Draining, Outcome::unknown_source(&self.pod.net.uid)));
         };
         record.facts.destination = Side::proven(workload);
+        record.facts.service = workload.served.get(&dst.port()).cloned();
         let authenticated = Peer::Authenticated(peer.clone());
         let permit = authorize::inbound(&snapshot, authenticated, client.ip(), workload, dst.port())
             .map_err(|denial| (RefusalCode::Denied, Outcome::from(&denial)))?;
@@ -234,6 +235,7 @@ async fn pass_plain(
     let workload: &Arc<Workload> =
         snapshot.workload(&pod.net.uid).ok_or_else(|| Outcome::unknown_source(&pod.net.uid))?;
     record.facts.destination = Side::unproven(workload);
+    record.facts.service = workload.served.get(&dst.port()).cloned();
     let peer = Peer::Plain(PlainReason::NotMeshed);
     let permit = authorize::inbound(&snapshot, peer, client.ip(), workload, dst.port())
         .map_err(|denial| Outcome::from(&denial))?;

@@ -118,6 +118,11 @@ pub fn workload(workload: proto::Workload) -> Result<Workload, DecodeError> {
             .into_iter()
             .map(|name| at.policy_name("policies", Some(name)))
             .collect::<Result<_, _>>()?,
+        served: workload
+            .served
+            .into_iter()
+            .map(|(port, name)| Ok((at.port("served", port)?, at.service_name("served", Some(name))?)))
+            .collect::<Result<_, _>>()?,
     })
 }
 

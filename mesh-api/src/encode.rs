@@ -70,6 +70,7 @@ pub fn workload(workload: &Workload) -> proto::Workload {
             .map(|(port, mode)| (u32::from(*port), mtls(*mode).into()))
             .collect(),
         policies: workload.policies.iter().map(policy_name).collect(),
+        served: workload.served.iter().map(|(port, name)| (u32::from(*port), service_name(name))).collect(),
     }
 }
 

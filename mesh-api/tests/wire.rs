@@ -46,7 +46,8 @@ fn mode() -> impl Strategy<Value = MtlsMode> {
 fn workload() -> impl Strategy<Value = Workload> {
     let texts = (name(), name(), name(), name(), name(), name());
     let lists = (vec(address(), 0..3), btree_map(any::<u16>(), mode(), 0..3), vec(policy_name(), 0..3));
-    (texts, lists, any::<bool>(), mode()).prop_map(|(texts, lists, enrolled, default)| {
+    let served = btree_map(any::<u16>(), service_name(), 0..3);
+    (texts, lists, served, any::<bool>(), mode()).prop_map(|(texts, lists, served, enrolled, default)| {
         let (uid, name, namespace, account, node, owner) = texts;
         let domain = TrustDomain::new("cluster.local").unwrap();
         Workload {
@@ -59,6 +60,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             owner: Owner { kind: "Deployment".into(), name: owner },
             mtls: MtlsModes { default, by_port: lists.1 },
             policies: lists.2,
+            served,
         }
     })
 }

@@ -106,6 +106,25 @@ fn an_address_that_moved_to_another_pod_stays_with_it_when_the_first_goes() {
 }
 
 #[test]
+fn the_whole_of_a_snapshot_makes_the_same_again() {
+    let gone = Upsert::Unserved("10.96.0.9:80".parse().unwrap());
+    let policy = common::policy("p", mesh_core::model::Action::Deny, vec![]);
+    let more = vec![Upsert::Absent(ip("192.0.2.1")), gone, Upsert::Policy(policy)];
+    let full =
+        mesh(service("10.96.0.1", vec![])).apply(Delta { version: 7, upserts: more, ..Delta::default() });
+    let again = Snapshot::empty(full.trust_domain.clone()).apply(full.whole());
+    let parts = |s: &Snapshot| {
+        let mut parts: Vec<String> = s.whole().upserts.iter().map(|part| format!("{part:?}")).collect();
+        parts.sort();
+        (s.version, parts)
+    };
+    assert_eq!(parts(&again), parts(&full));
+    assert_eq!(parts(&again).1.len(), full.workloads().count() + 4);
+    assert!(matches!(again.destination(ip("10.96.0.1")), Destination::Service(_)));
+    assert!(matches!(again.destination(ip("192.0.2.1")), Destination::Absent));
+}
+
+#[test]
 fn a_reset_forgets_what_was_held() {
     let full = mesh(service("10.96.0.1", vec![]));
     let empty = full.apply(Delta { version: 9, reset: true, ..Delta::default() });

@@ -45,6 +45,10 @@ fn curl_reaches_nginx_by_its_service_with_both_identities_and_not_one_byte_in_th
         let record =
             mesh.record(node, &[(names::REPORTER, reporter), (names::SOURCE_ID, &web.spiffe_id())])?;
         has(&record, names::DESTINATION_ID, &front.spiffe_id())?;
+        // The last one dialled the pod: only the destination can say which service is behind it.
+        if reporter == names::DESTINATION {
+            has(&record, "service", "shop/front")?;
+        }
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ pub struct Facts {
     pub source: Side,
     /// The server.
     pub destination: Side,
-    /// The service that was dialled.
+    /// At the source the service that was dialled; at the destination the one that has this pod and port behind it.
     pub service: Option<ServiceName>,
     /// The client's address.
     pub client: SocketAddr,

@@ -279,6 +279,7 @@ impl Fixture {
             owner: Owner { kind: "Pod".into(), name: "app".into() },
             mtls: MtlsModes { default: MtlsMode::Permissive, by_port: Default::default() },
             policies: Vec::new(),
+            served: Default::default(),
         };
         let version = held.version + 1;
         let delta = Delta { version, upserts: vec![Upsert::Workload(workload)], ..Delta::default() };

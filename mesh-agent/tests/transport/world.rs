@@ -236,6 +236,7 @@ fn workload(uid: WorkloadUid) -> Workload {
         owner: Owner { kind: "Pod".into(), name: "api-0".into() },
         mtls: MtlsModes { default: MtlsMode::Strict, by_port: Default::default() },
         policies: Vec::new(),
+        served: Default::default(),
     }
 }
 

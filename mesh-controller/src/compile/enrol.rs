@@ -1,5 +1,6 @@
 //! A pod becomes a workload: is it in the mesh, who is it, which modes and policies concern it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
@@ -47,6 +48,8 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
         owner: pod.owner.clone(),
         mtls: modes::merge(&reach),
         policies: parts.selection.of(namespace, &pod.labels),
+        // Known when the services are compiled.
+        served: BTreeMap::new(),
     })
 }
 

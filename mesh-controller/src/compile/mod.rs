@@ -96,6 +96,7 @@ pub fn compile(
         workloads.insert(uid.clone(), workload);
     }
     let services = services::compile(index, &owners, &workloads);
+    services::name_at_workloads(&services, &mut workloads);
     policies::report(index, &workloads, &mut statuses);
     modes::report(index, &mut statuses);
     statuses.sort();

@@ -52,6 +52,30 @@ fn service(name: ServiceName, info: &ServiceInfo, vips: Vec<IpAddr>, endpoints: 
     Service { name, vips, ports: ports.collect(), endpoints, scope: info.scope, affinity: info.affinity }
 }
 
+/// Tells each workload which service it is an endpoint of, port by port, where that is one service only.
+pub(super) fn name_at_workloads(
+    services: &BTreeMap<ServiceName, Service>,
+    workloads: &mut BTreeMap<WorkloadUid, Workload>,
+) {
+    let mut named: HashMap<(&WorkloadUid, u16), Option<&ServiceName>> = HashMap::new();
+    for service in services.values() {
+        for endpoint in &service.endpoints {
+            let Some(uid) = &endpoint.workload else { continue };
+            for (_, target) in &endpoint.ports {
+                let held = named.entry((uid, *target)).or_insert(Some(&service.name));
+                if *held != Some(&service.name) {
+                    *held = None;
+                }
+            }
+        }
+    }
+    for ((uid, port), name) in named {
+        if let (Some(workload), Some(name)) = (workloads.get_mut(uid), name) {
+            workload.served.insert(port, name.clone());
+        }
+    }
+}
+
 struct Builder<'a> {
     index: &'a Index,
     owners: &'a Owners,

@@ -199,6 +199,25 @@ fn an_invalid_edit_keeps_the_last_good_policy() {
 }
 
 #[test]
+fn a_workload_names_the_one_service_behind_each_port() {
+    let service = |name: &str, target: u16| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: None, selector: {{app: x}}, ports: [{{port: 80, targetPort: {target}}}]}}\n"
+        )
+    };
+    let yaml = [
+        namespace("shop", true),
+        pod("x", "n", "10.0.0.1"),
+        service("alone", 8080),
+        service("one", 9090),
+        service("other", 9090),
+    ];
+    let compiled = compiled(&yaml.concat());
+    let served: Vec<_> = workload(&compiled, "x").served.iter().map(|(p, s)| format!("{p} {s}")).collect();
+    assert_eq!(served, ["8080 shop/alone"], "a port behind two services has no name");
+}
+
+#[test]
 fn an_address_has_one_owner_and_the_loser_is_told() {
     let younger = |yaml: String, time: &str| {
         yaml.replace("namespace: shop", &format!("namespace: shop\n  creationTimestamp: \"{time}\""))

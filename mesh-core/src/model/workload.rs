@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::PolicyName;
+use super::{PolicyName, ServiceName};
 use crate::identity::SpiffeId;
 
 /// The cluster-wide unique key of a workload: a pod's `metadata.uid`.
@@ -73,6 +73,9 @@ pub struct Workload {
     pub mtls: MtlsModes,
     /// The authorization policies that select this pod (namespace-wide and mesh-wide ones included), sorted.
     pub policies: Vec<PolicyName>,
+    /// The services that this pod is an endpoint of, by target port; a port behind several is not here. It names the
+    /// service in the records of the destination, which decides nothing by it.
+    pub served: BTreeMap<u16, ServiceName>,
 }
 
 impl Workload {

@@ -43,6 +43,7 @@ pub(crate) fn workload(uid: &str, address: &str, policies: &[&str]) -> Workload 
         owner: Owner { kind: "Deployment".into(), name: uid.into() },
         mtls: MtlsModes { default: MtlsMode::Permissive, by_port: BTreeMap::new() },
         policies: policies.iter().map(|name| policy_name(name)).collect(),
+        served: BTreeMap::new(),
     }
 }
 
