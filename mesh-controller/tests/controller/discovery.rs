@@ -98,11 +98,11 @@ async fn only_what_changed_is_sent() {
     harness.write("far.yaml", &pod("far", "node-c", "10.1.3.1"));
     agent.silent(Duration::from_millis(1200)).await;
 
-    // An address that changes its meaning.
+    // An address that changes its meaning; the pod behind it is told too, since two services share its port from now on.
     harness
         .write("web.yaml", &DB_SERVICE.replace("name: db,", "name: web,").replace("10.96.0.5", "10.96.0.9"));
     let moved = agent.next().await;
-    assert_eq!(upserts(&moved), ["service:shop/web"]);
+    assert_eq!(upserts(&moved), ["service:shop/web", "workload:uid-db"]);
     assert_eq!(removes(&moved), ["absent:10.96.0.9"]);
 
     std::fs::remove_file(harness.dir.path().join("manifests/api.yaml")).unwrap();
