@@ -38,6 +38,7 @@ pub(crate) fn workload(name: &str, address: IpAddr) -> Workload {
         mtls: MtlsModes { default: MtlsMode::Permissive, by_port: BTreeMap::new() },
         policies: Vec::new(),
         served: Default::default(),
+        agent_lost_after: None,
     }
 }
 

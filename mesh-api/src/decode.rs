@@ -123,6 +123,10 @@ pub fn workload(workload: proto::Workload) -> Result<Workload, DecodeError> {
             .into_iter()
             .map(|(port, name)| Ok((at.port("served", port)?, at.service_name("served", Some(name))?)))
             .collect::<Result<_, _>>()?,
+        agent_lost_after: match workload.agent_lost_after_seconds {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        },
     })
 }
 

@@ -71,6 +71,10 @@ pub fn workload(workload: &Workload) -> proto::Workload {
             .collect(),
         policies: workload.policies.iter().map(policy_name).collect(),
         served: workload.served.iter().map(|(port, name)| (u32::from(*port), service_name(name))).collect(),
+        // 0 says "stays closed", so less than a second is sent as one second.
+        agent_lost_after_seconds: workload
+            .agent_lost_after
+            .map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX).max(1)),
     }
 }
 

@@ -47,7 +47,9 @@ fn workload() -> impl Strategy<Value = Workload> {
     let texts = (name(), name(), name(), name(), name(), name());
     let lists = (vec(address(), 0..3), btree_map(any::<u16>(), mode(), 0..3), vec(policy_name(), 0..3));
     let served = btree_map(any::<u16>(), service_name(), 0..3);
-    (texts, lists, served, any::<bool>(), mode()).prop_map(|(texts, lists, served, enrolled, default)| {
+    let lost = proptest::option::of((1..=u32::MAX).prop_map(|seconds| Duration::from_secs(seconds.into())));
+    let more = (served, any::<bool>(), lost);
+    (texts, lists, more, mode()).prop_map(|(texts, lists, (served, enrolled, lost), default)| {
         let (uid, name, namespace, account, node, owner) = texts;
         let domain = TrustDomain::new("cluster.local").unwrap();
         Workload {
@@ -61,6 +63,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             mtls: MtlsModes { default, by_port: lists.1 },
             policies: lists.2,
             served,
+            agent_lost_after: lost,
         }
     })
 }

@@ -41,6 +41,8 @@ pub const MAX_PENDING: u32 = 65_536;
 pub const MAX_UNSERVED: u32 = 16_384;
 /// Bytes of the `HELD_EVENTS` ring; a power of two, and whole pages of any page size.
 pub const HELD_EVENT_BYTES: u32 = 1 << 20;
+/// The most ports that applications of a node's pods listen on and the kernel knows of.
+pub const MAX_LISTENING: u32 = 65_536;
 /// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
 pub const MAX_REASONS: u32 = 256;
 /// How many levels below the pods' cgroup root a pod's cgroup may be.
@@ -58,6 +60,8 @@ pub const GLOBAL_HAS_MPTCP: &str = "HAS_MPTCP";
 pub const GLOBAL_HOLD_UNCLASSIFIED: &str = "HOLD_UNCLASSIFIED";
 /// Name of the global that says whether `cgroup_skb` programs can ask for the network namespace's cookie (u32).
 pub const GLOBAL_HAS_SKB_NETNS: &str = "HAS_SKB_NETNS";
+/// Name of the global that holds the pod's cgroup id in one `sk_lookup` instance (u64).
+pub const GLOBAL_POD_CGROUP: &str = "POD_CGROUP";
 /// Name of the global that holds the pod index of one `sk_lookup` instance (u32).
 pub const GLOBAL_POD_INDEX: &str = "POD_INDEX";
 
@@ -90,8 +94,12 @@ pub struct Pod {
     pub addr6: Addr,
     /// The pod's index: names its slots in `LISTENERS`.
     pub index: u32,
-    /// [`POD_ENROLLED`], [`POD_CLOSED`] and [`POD_HONEST`], or 0.
+    /// [`POD_ENROLLED`], [`POD_CLOSED`], [`POD_HONEST`] and [`POD_PORTS_KNOWN`], or 0.
     pub flags: u32,
+    /// How many seconds the agent may give no sign of life until this pod's connections pass around it; 0: for ever.
+    pub lost_after: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Flag of [`Pod`]: connections of this pod are redirected to the agent.
@@ -101,6 +109,12 @@ pub const POD_HONEST: u32 = 4;
 
 /// Flag of [`Pod`], beside [`POD_ENROLLED`]: the agent cannot serve the pod; its connections are refused, not redirected.
 pub const POD_CLOSED: u32 = 2;
+
+/// Flag of [`Pod`]: `LISTENING` and `SEEDED` say on which of its ports applications listen; others are refused at once.
+pub const POD_PORTS_KNOWN: u32 = 8;
+
+/// An agent without a sign of life for so many seconds is away: what stays closed for it is counted.
+pub const AGENT_AWAY: u32 = 5;
 
 /// Key of `ORIG_DST` and of `HELD`: names one redirected connection until the agent has accepted or answered it.
 /// IPv4: `addr` is the token address and `port` 0. IPv6: `addr` and `port` are the client's.
@@ -177,6 +191,18 @@ pub const HELD_SYN: u32 = 1;
 /// [`HeldEvent::kind`]: the client waits no longer.
 pub const HELD_GONE: u32 = 2;
 
+/// Key of `LISTENING` and `SEEDED`: a port of a network namespace that an application listens on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortKey {
+    /// Cookie of the namespace.
+    pub netns_cookie: u64,
+    /// The port, host order.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+
 /// Value of the `SOCKETS` socket storage: what a redirected or accepted socket shows instead of its real peer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -221,21 +247,23 @@ mod tests {
     #[test]
     fn no_struct_has_implicit_padding() {
         let (addr, u16s, u32s, u64s) = (size_of::<Addr>(), 2, 4, 8);
-        assert_eq!(size_of::<Pod>(), u64s + 2 * addr + 2 * u32s);
+        assert_eq!(size_of::<Pod>(), u64s + 2 * addr + 4 * u32s);
         assert_eq!(size_of::<OrigKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<ClientKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<Endpoint>(), addr + 2 * u16s);
         assert_eq!(size_of::<Held>(), 2 * size_of::<Endpoint>() + 2 * u32s + POD_LEVELS as usize * u64s);
         assert_eq!(size_of::<HeldEvent>(), size_of::<OrigKey>() + 2 * u32s);
+        assert_eq!(size_of::<PortKey>(), u64s + 4 * u16s);
         assert_eq!(size_of::<Socket>(), size_of::<Endpoint>() + u32s + size_of::<OrigKey>() + addr,);
     }
 
     #[test]
     fn sizes_and_alignments_are_pinned() {
-        assert_eq!((size_of::<Pod>(), align_of::<Pod>()), (48, 8));
+        assert_eq!((size_of::<Pod>(), align_of::<Pod>()), (56, 8));
         assert_eq!((size_of::<OrigKey>(), align_of::<OrigKey>()), (32, 8));
         assert_eq!((size_of::<ClientKey>(), align_of::<ClientKey>()), (32, 8));
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (20, 2));
+        assert_eq!((size_of::<PortKey>(), align_of::<PortKey>()), (16, 8));
         assert_eq!((size_of::<Socket>(), align_of::<Socket>()), (72, 8));
         assert_eq!((size_of::<Held>(), align_of::<Held>()), (72, 8));
         assert_eq!((size_of::<HeldEvent>(), align_of::<HeldEvent>()), (40, 8));

@@ -41,6 +41,22 @@ reasons! {
     ConnectBindFailed = "connect_bind_failed",
     /// connect: the pod cannot be served now and is kept closed; refused.
     ConnectPodClosed = "connect_pod_closed",
+    /// connect: the agent has been lost for longer than the owner allows; passed in plaintext.
+    ConnectAgentLost = "connect_agent_lost",
+    /// connect: the agent is away; redirected all the same, so closed.
+    ConnectAgentAway = "connect_agent_away",
+    /// sk_lookup: the agent has been lost for longer than the owner allows; passed to the application.
+    LookupAgentLost = "lookup_agent_lost",
+    /// sk_lookup: no application listens on the port; refused.
+    LookupClosedPort = "lookup_closed_port",
+    /// sock_ops: a socket began to listen and was counted.
+    ListenBegan = "listen_began",
+    /// sock_ops: a socket began to listen and could not be counted; the agent finds it.
+    ListenNotCounted = "listen_not_counted",
+    /// sock_ops: a counted socket ceased to listen.
+    ListenEnded = "listen_ended",
+    /// cgroup ingress: the agent has been lost for longer than the owner allows; passed to the application.
+    IngressAgentLost = "ingress_agent_lost",
     /// bind: nothing that is kept for the agent.
     BindPassed = "bind_passed",
     /// bind: something kept for the agent, but not by a pod that is known.

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait; this is the one file that implements it")]
 
-use crate::{ClientKey, Endpoint, Held, OrigKey, Pod, Socket};
+use crate::{ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, Socket};
 
 // SAFETY: `repr(C)`, only integers, no implicit padding (the size tests), any bit pattern is a value.
 unsafe impl aya::Pod for Pod {}
@@ -12,6 +12,8 @@ unsafe impl aya::Pod for OrigKey {}
 unsafe impl aya::Pod for ClientKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Endpoint {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PortKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Socket {}
 // SAFETY: as above.

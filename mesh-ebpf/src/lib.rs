@@ -1,12 +1,13 @@
 //! What the kernel programs share: maps, addresses, counters.
 //!
-//! Two objects are built from this crate: `mesh-cgroup` (one file a hook in `cgroup/`), attached to the pods' cgroup root,
+//! Two objects of the mesh are built from this crate: `mesh-cgroup` (one file a hook in `cgroup/`), attached to the pods' cgroup root,
 //! and `mesh-lookup` (`sk_lookup`), loaded once for each pod's network namespace. They meet in the pinned maps of
 //! [`maps`]; the layout of everything in them is `mesh-common`'s.
 
 #![no_std]
 
 pub mod address;
+pub mod heartbeat;
 pub mod maps;
 
 pub use maps::count;

@@ -4,10 +4,10 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
-    ClientKey, Endpoint, HELD_EVENT_BYTES, Held, LISTENERS_PER_POD, MAX_AGENTS, MAX_PENDING, MAX_PODS,
-    MAX_REASONS, MAX_UNSERVED, OrigKey, Pod, Reason, Socket,
+    ClientKey, Endpoint, HELD_EVENT_BYTES, Held, LISTENERS_PER_POD, MAX_AGENTS, MAX_LISTENING, MAX_PENDING,
+    MAX_PODS, MAX_REASONS, MAX_UNSERVED, OrigKey, Pod, PortKey, Reason, Socket,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -38,6 +38,18 @@ pub static UNSERVED: HashMap<Endpoint, u8> = HashMap::pinned(MAX_UNSERVED, BPF_F
 /// socket keeps the cgroup of the agent that opened it, also when another one has taken over. Written by the agent.
 #[map]
 pub static AGENTS: HashMap<u64, u8> = HashMap::pinned(MAX_AGENTS, 0);
+
+/// When the agent last gave a sign of life: nanoseconds of the monotonic clock.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::pinned(1, 0);
+
+/// How many sockets of applications listen on a port. Counted by the programs.
+#[map]
+pub static LISTENING: HashMap<PortKey, u64> = HashMap::pinned(MAX_LISTENING, BPF_F_NO_PREALLOC);
+
+/// Ports that applications listen on and `LISTENING` lacks (the value means nothing). Written by the agent.
+#[map]
+pub static SEEDED: HashMap<PortKey, u8> = HashMap::pinned(MAX_LISTENING, BPF_F_NO_PREALLOC);
 
 /// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
 #[map]

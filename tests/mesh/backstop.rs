@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mesh_tests::apps;
 use mesh_tests::world::{Pod, PodSpec, Process, binary};
 use serde_json::{Value, json};
 
-use crate::shop::{ECHO, Shop, VIP, echoed, text};
+use crate::shop::{ECHO, NOBODY, Shop, VIP, echoed, text};
 
 /// How often the kernel programs ended how.
 const KERNEL: &str = "ferromesh_kernel_decisions_total";
@@ -71,6 +71,101 @@ fn not_one_plaintext_byte_reaches_an_application_while_the_agent_is_dead() -> Re
     // Strict all the same.
     let told = ask(&far, &late.at(ECHO))?;
     ensure!(text(&told["received"]).is_empty(), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_lost_agent_opens_only_pods_whose_owner_chose_it_and_never_strict_ones() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let far = shop.mesh.pod("plain", "far", 1)?;
+    let _far = apps::peer_server(&far, "echo", ECHO, &[])?;
+    let mut pods = Vec::new();
+    let mut servers = Vec::new();
+    for namespace in ["vault", "bank"] {
+        shop.mesh.manifests.namespace(namespace, true)?;
+        let pod = shop.mesh.pod(namespace, "db", 2)?;
+        servers.push(apps::peer_server(&pod, "echo", ECHO, &[])?);
+        pods.push(pod);
+    }
+    shop.mesh.manifests.mesh_config("shop", json!({ "agentLostAfter": "3s" }))?;
+    shop.mesh
+        .manifests
+        .mesh_config("vault", json!({ "agentLostAfter": "3s", "mtls": { "mode": "STRICT" } }))?;
+    shop.mesh.enrolled(&[&pods[0], &pods[1]])?;
+    shop.mesh.in_force("the choice to be known", || {
+        let dump = shop.mesh.meshctl(2, &["-o", "json", "dump"])?.json()?;
+        ensure!(dump.to_string().contains("\"opens_after_seconds\":3"), "{dump}");
+        Ok(())
+    })?;
+    // The kernel is told right after.
+    std::thread::sleep(Duration::from_secs(1));
+    shop.mesh.kill_agent(2);
+    let killed = Instant::now();
+    unreached(&far, &shop.api)?;
+    let (out, to) = (far.at(ECHO), shop.api.at(ECHO));
+    shop.until_asking(&far, &to, true)?;
+    shop.until_asking(&far, &shop.api.at6(ECHO), true)?;
+    shop.until_asking(&shop.api, &out, true)?;
+    // After five seconds an agent counts as away.
+    std::thread::sleep(Duration::from_secs(6).saturating_sub(killed.elapsed()));
+    for pod in &pods {
+        unreached(&far, pod)?;
+        let told = ask(pod, &out)?;
+        ensure!(text(&told["received"]).is_empty(), "{}: {told}", pod.name());
+    }
+    shop.mesh.start_agent(2)?;
+    let passed = ["connect_agent_lost", "lookup_agent_lost"];
+    for reason in [passed[0], passed[1], "connect_agent_away"] {
+        ensure!(counted(&shop, reason)? >= 1.0, "{reason}");
+    }
+    // Everything is the mesh's again.
+    let before: Result<Vec<f64>> = passed.iter().map(|reason| counted(&shop, reason)).collect();
+    echoed(&shop.ask()?)?;
+    echoed(&shop.ask_from(&far, &to)?)?;
+    echoed(&shop.ask_from(&shop.api, &out)?)?;
+    let after: Result<Vec<f64>> = passed.iter().map(|reason| counted(&shop, reason)).collect();
+    ensure!(before? == after?);
+    // Strict all the same: the agent takes the connection and resets it.
+    let told = ask(&far, &pods[0].at(ECHO))?;
+    ensure!(text(&told["received"]).is_empty(), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_closed_port_of_a_permissive_pod_refuses_an_outsider_at_once() -> Result<()> {
+    let shop = Shop::open()?;
+    let far = shop.mesh.pod("plain", "far", 1)?;
+    let refused = |pod: &Pod, port: u16| -> Result<()> {
+        for to in [pod.at(port), pod.at6(port)] {
+            let told = ask(&far, &to)?;
+            ensure!(told["connect"] == "refused", "{to}: {told}");
+        }
+        Ok(())
+    };
+    // The servers of `api` have listened since before it was enrolled.
+    shop.until_asking(&far, &shop.api.at(ECHO), true)?;
+    for port in [NOBODY, 15001, 15006] {
+        refused(&shop.api, port)?;
+    }
+    // One that begins to listen now is there at once, and gone at once.
+    let first = apps::peer_server(&shop.api, "echo", NOBODY, &[])?;
+    echoed(&shop.ask_from(&far, &shop.api.at(NOBODY))?)?;
+    echoed(&shop.ask_from(&far, &shop.api.at6(NOBODY))?)?;
+    drop(first);
+    refused(&shop.api, NOBODY)?;
+    // One that listens on loopback only is nobody for others.
+    let _own = shop.api.spawn_peer(&["echo", "--listen", "127.0.0.1:7300"])?;
+    shop.until_asking(&shop.api, "127.0.0.1:7300", true)?;
+    refused(&shop.api, 7300)?;
+    // One that is older than the mesh and dies is noticed a little later.
+    let old = shop.mesh.world.pod(&PodSpec::new("shop", "old", 2))?;
+    let server = apps::peer_server(&old, "echo", ECHO, &[])?;
+    shop.mesh.manifests.pod(&old)?;
+    shop.mesh.enrolled(&[&old])?;
+    shop.until_asking(&far, &old.at(ECHO), true)?;
+    drop(server);
+    shop.mesh.in_force("the old server to be missed", || refused(&old, ECHO))?;
+    ensure!(counted(&shop, "lookup_closed_port")? >= 12.0);
     Ok(())
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use mesh_tests::access_log::{field, names};
 use mesh_tests::apps;
-use mesh_tests::world::{Pod, PodSpec};
+use mesh_tests::world::{Pod, PodSpec, Process, binary};
 use serde_json::Value;
 
 use crate::shop::{ECHO, Shop, VIP, VIP6, echoed, is_echoed, text};
@@ -45,7 +46,7 @@ fn pods_cannot_bind_the_ports_and_addresses_of_the_agent_even_while_it_is_dead()
                 ensure!(told["bind"] == "EADDRINUSE", "{host} {port} {more:?} in {}: {told}", pod.name());
             }
         }
-        for (host, port) in [("0.0.0.0", "15002"), ("127.0.0.1", "0"), ("::", "15009")] {
+        for (host, port) in [("0.0.0.0", "15003"), ("127.0.0.1", "0"), ("::", "15009")] {
             let told = sockets(pod, &["bind", host, port])?;
             ensure!(told["listen"] == "ok", "{host} {port} in {}: {told}", pod.name());
         }
@@ -94,6 +95,40 @@ fn a_pod_whose_process_took_a_port_before_enrolment_stays_closed_and_the_status_
         shop.until_asking(&shop.web, &pod.at(ECHO), true)?;
     }
     Ok(())
+}
+
+#[test]
+fn beside_a_socket_load_balancer_above_the_pods_the_mesh_still_sees_the_virtual_address() -> Result<()> {
+    let mut shop = Shop::open()?;
+    let plain = shop.mesh.pod("plain", "web", 1)?;
+    let node = shop.mesh.world.node(1).clone();
+    let (cgroup, backend) = (node.cgroup.to_string_lossy().into_owned(), shop.api.v4.to_string());
+    let arguments = ["--cgroup", &cgroup, "--vip", VIP, "--backend", &backend];
+    let balancer = Process::start(&node.place(), "stand-in", &binary("standin")?, &arguments)?;
+    shop.mesh.in_force("the stand-in to be attached", || {
+        ensure!(balancer.stdout().contains("attached"), "{}", balancer.tail());
+        Ok(())
+    })?;
+    let to = format!("{VIP}:{ECHO}");
+    let seen_in_full = |shop: &Shop| -> Result<()> {
+        // It does its work for whom the mesh leaves alone.
+        let told = shop.ask_from(&plain, &to)?;
+        ensure!(is_echoed(&told) && told["getpeername"] == to, "{told}");
+        // Ours run first, whoever came first.
+        let told = shop.ask()?;
+        ensure!(is_echoed(&told) && told["getpeername"] == to, "{told}");
+        let client = text(&told["getsockname"]).to_owned();
+        let record = shop.mesh.record(1, &[(names::CLIENT, &client), (names::REPORTER, names::SOURCE)])?;
+        ensure!(field(&record, names::DIALLED) == to, "{record}");
+        Ok(())
+    };
+    seen_in_full(&shop)?;
+    shop.mesh.kill_agent(1);
+    // All hooks are attached anew, now after the stand-in.
+    std::fs::remove_dir_all(&node.pins)?;
+    shop.mesh.start_agent(1)?;
+    shop.until_asking(&shop.web, &to, true)?;
+    seen_in_full(&shop)
 }
 
 #[test]

@@ -14,9 +14,9 @@ const BPF_LINKER: &str = "0.13.0";
 /// The LLVM that rustc 1.95 is built on.
 const LLVM: &str = "22";
 /// The objects, named after their binaries in `mesh-ebpf`.
-const OBJECTS: [&str; 2] = ["mesh-cgroup", "mesh-lookup"];
+const OBJECTS: [&str; 3] = ["mesh-cgroup", "mesh-lookup", "mesh-standin"];
 
-/// Builds both objects into `target/bpf` below `root`, the workspace's folder.
+/// Builds all objects into `target/bpf` below `root`, the workspace's folder.
 pub(crate) fn build(root: &Path) -> Result<()> {
     let tools = ensure_tools()?;
     let manifest = root.join("mesh-ebpf/Cargo.toml");
@@ -44,7 +44,7 @@ pub(crate) fn build(root: &Path) -> Result<()> {
         .arg(&target)
         .current_dir(root.join("mesh-ebpf"))
         .env("PATH", path_with(&tools))
-        // The pinned stable compiler builds `core` for the kernel's target; nothing else is unlocked by this.
+        // The pinned stable compiler builds `core` for the kernel's target, and the programs count with its atomics.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env_remove("RUSTFLAGS")

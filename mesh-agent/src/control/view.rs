@@ -122,6 +122,7 @@ fn workload(workload: &Workload) -> Value {
             .map(|(port, mode)| (port.to_string(), json!(format!("{mode:?}").to_lowercase())))
             .collect::<serde_json::Map<_, _>>(),
         "policies": workload.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "opens_after_seconds": workload.opens_after().map(|after| after.as_secs()),
     })
 }
 

@@ -18,8 +18,8 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_common::{
-    GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS, GLOBAL_POD_INDEX,
-    GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
+    GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS, GLOBAL_POD_CGROUP,
+    GLOBAL_POD_INDEX, GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
 };
 use parking_lot::Mutex;
 
@@ -49,9 +49,6 @@ const SOCK_CREATE_HOOK: &str = "on_sock_create";
 const INGRESS_HOOK: &str = "on_ingress";
 const SOCK_OPS_HOOK: &str = "on_sock_ops";
 const EGRESS_HOOK: &str = "on_egress";
-
-/// There where the kernel has MPTCP.
-const MPTCP_SETTINGS: &str = "/proc/sys/net/mptcp";
 
 /// Why connections cannot be intercepted.
 #[derive(Debug, thiserror::Error)]
@@ -163,9 +160,9 @@ impl Interceptor {
             .override_global(GLOBAL_REFUSE_SOCKETS, &u32::from(config.refuse_sockets), true)
             .override_global(GLOBAL_HOLD_UNCLASSIFIED, &u32::from(config.hold_unclassified), true)
             .override_global(GLOBAL_HAS_SKB_NETNS, &u32::from(probe::has_skb_netns()), true)
-            .override_global(GLOBAL_HAS_MPTCP, &u32::from(Path::new(MPTCP_SETTINGS).exists()), true)
+            .override_global(GLOBAL_HAS_MPTCP, &u32::from(probe::has_mptcp()), true)
             .load(CGROUP_OBJECT)?;
-        let listeners = taken(&mut lookup_object(&config.pin_dir, 0)?, "LISTENERS")?;
+        let listeners = taken(&mut lookup_object(&config.pin_dir, 0, 0)?, "LISTENERS")?;
         let maps = Maps::take(&mut object, listeners)?;
         if let Some(cgroup) = agent_cgroup {
             maps.agents.lock().insert(cgroup, 0, 0)?;
@@ -350,10 +347,11 @@ fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(),
     link.pin(path).map(drop).map_err(|error| failed(format!("{error:?}")))
 }
 
-fn lookup_object(pin_dir: &Path, index: u32) -> Result<Ebpf, InterceptError> {
+fn lookup_object(pin_dir: &Path, cgroup_id: u64, index: u32) -> Result<Ebpf, InterceptError> {
     Ok(EbpfLoader::new()
         .default_map_pin_directory(pin_dir)
         .override_global(GLOBAL_POD_INDEX, &index, true)
+        .override_global(GLOBAL_POD_CGROUP, &cgroup_id, true)
         .load(LOOKUP_OBJECT)?)
 }
 
@@ -366,7 +364,7 @@ pub(super) fn attach_lookup(
 ) -> Result<(), InterceptError> {
     let path = lookup_pin(&config.pin_dir, cgroup_id);
     let what = || InterceptError::io(format!("adopting the link {}", path.display()));
-    let mut object = lookup_object(&config.pin_dir, index)?;
+    let mut object = lookup_object(&config.pin_dir, cgroup_id, index)?;
     let program: &mut SkLookup = program(&mut object, "steer")?;
     program.load()?;
     if let Some(link) = PinnedLink::open(&path).map_err(what())? {

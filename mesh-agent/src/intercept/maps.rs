@@ -4,9 +4,10 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
-use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, REASONS};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
+use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, REASONS};
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
 use super::load::InterceptError;
@@ -22,10 +23,13 @@ pub(super) struct Maps {
     pub(super) clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
     pub(super) unserved: Mutex<HashMap<MapData, Endpoint, u8>>,
     pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
+    pub(super) listening: Mutex<HashMap<MapData, PortKey, u64>>,
+    pub(super) seeded: Mutex<HashMap<MapData, PortKey, u8>>,
     listeners: Mutex<SockMap<MapData>>,
     /// The kernel's id of the map of listeners.
     pub(super) listeners_id: u32,
     reasons: PerCpuArray<MapData, u64>,
+    heartbeat: Mutex<Array<MapData, u64>>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -49,8 +53,11 @@ impl Maps {
             clients: Mutex::new(taken(object, "CLIENTS")?.try_into()?),
             unserved: Mutex::new(taken(object, "UNSERVED")?.try_into()?),
             agents: Mutex::new(taken(object, "AGENTS")?.try_into()?),
+            listening: Mutex::new(taken(object, "LISTENING")?.try_into()?),
+            seeded: Mutex::new(taken(object, "SEEDED")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),
             reasons: taken(object, "REASONS")?.try_into()?,
+            heartbeat: Mutex::new(taken(object, "HEARTBEAT")?.try_into()?),
         })
     }
 
@@ -109,6 +116,15 @@ impl Maps {
     pub(super) fn remove_client(&self, key: &ClientKey) {
         // The kernel may have moved it to the application's socket.
         let _moved = self.clients.lock().remove(key);
+    }
+
+    /// Gives a sign of life.
+    pub(super) fn beat(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let nanoseconds = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+        if let Err(error) = self.heartbeat.lock().set(0, nanoseconds, 0) {
+            tracing::error!(%error, "the kernel was given no sign of life");
+        }
     }
 
     /// How often each outcome was counted, over all CPUs.

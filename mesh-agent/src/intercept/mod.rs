@@ -12,6 +12,7 @@ mod exempt;
 mod held;
 mod inherit;
 mod listen;
+mod listening;
 mod load;
 mod maps;
 mod older;

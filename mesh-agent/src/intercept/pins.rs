@@ -12,8 +12,18 @@ use super::load::InterceptError;
 
 /// Maps that begin anew when they have another layout: what is in them is over within seconds, is written again from the
 /// snapshot and the listeners, or is only counted. All others say who is enrolled, or what a socket shows.
-const RENEWABLE: [&str; 7] =
-    ["HELD", "HELD_EVENTS", "ORIG_DST", "CLIENTS", "LISTENERS", "UNSERVED", "REASONS"];
+const RENEWABLE: [&str; 10] = [
+    "HELD",
+    "HELD_EVENTS",
+    "ORIG_DST",
+    "CLIENTS",
+    "LISTENERS",
+    "UNSERVED",
+    "LISTENING",
+    "SEEDED",
+    "HEARTBEAT",
+    "REASONS",
+];
 
 /// Looks at every pinned map that one of `objects` uses, before any of them is loaded. The names of those that begin anew.
 pub(super) fn check(pin_dir: &Path, objects: &[&[u8]]) -> Result<Vec<String>, InterceptError> {

@@ -63,6 +63,11 @@ pub(super) fn has_skb_netns() -> bool {
     is_helper_supported(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie).unwrap_or(false)
 }
 
+/// Whether the kernel has MPTCP.
+pub(super) fn has_mptcp() -> bool {
+    Path::new("/proc/sys/net/mptcp").exists()
+}
+
 const CAPABILITIES: &[(&str, CapabilitySet)] = &[
     ("CAP_BPF", CapabilitySet::BPF),
     ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 mod closed;
 mod entry;
 mod listeners;
+mod orphans;
 mod release;
 
 use super::config::{Config, ConnectMode};
@@ -31,6 +32,7 @@ use super::exempt::Exempt;
 use super::held::Hub;
 use super::inherit::Inherited;
 use super::listen;
+use super::listening::Listening;
 use super::load::{self, Interceptor};
 use super::older::OlderSockets;
 use super::pod::{PodEvent, PodNet};
@@ -91,6 +93,7 @@ impl Interceptor {
             inherited: inherited.unwrap_or_default(),
             same_map,
             holder: holder.clone(),
+            listening: Listening::adopt(&self.maps),
         };
         let older = self.older.start(&snapshots, &stop)?;
         let thread = thread::Builder::new()
@@ -106,6 +109,10 @@ struct Local {
     cgroup: PodCgroup,
     index: u32,
     addresses: Vec<IpAddr>,
+    /// How long the agent may be lost until the kernel lets the pod pass.
+    opens_after: Option<Duration>,
+    /// Whether the kernel knows on which ports applications listen.
+    ports_known: bool,
     /// `Some` while it is enrolled.
     netns: Option<Arc<NetNs>>,
 }
@@ -133,6 +140,7 @@ struct Sync {
     /// The slots have the inherited listeners already.
     same_map: bool,
     holder: Holder,
+    listening: Listening,
 }
 
 impl Sync {
@@ -146,6 +154,7 @@ impl Sync {
         let mut scan_due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) && !self.events.is_closed() {
             let now = Instant::now();
+            self.maps.beat();
             // A closed channel means that the control plane ended: the cgroups are followed all the same.
             let pauses = self.holder.pauses();
             let newer = versions.has_changed().unwrap_or(false);
@@ -186,12 +195,17 @@ impl Sync {
         self.older.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
         let mut problems = Vec::new();
         for workload in local.values() {
+            // Each may wait for the verifier.
+            self.maps.beat();
             if let Err(error) = self.arrive(workload, &scanned) {
                 problems.push(PodProblem::new(workload, &error));
             }
         }
         self.release_orphans(&local, &scanned);
         self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
+        let orphans = self.orphans.values().map(|pod| pod.netns_cookie).collect();
+        let namespaces = self.pods.values().filter_map(|pod| pod.netns.as_ref()).cloned().collect();
+        self.listening.look_again(&self.maps, namespaces, orphans);
         self.publish(problems);
         self.release(&scanned);
         self.holder.settle();
@@ -255,21 +269,33 @@ impl Sync {
         workload: &Workload,
         scanned: &HashMap<String, PodCgroup>,
     ) -> Result<(), EnrolError> {
-        let known = self.pods.get(&workload.uid);
-        if known.is_some_and(|pod| pod.netns.is_some() == workload.enrolled) {
+        let known = self.pods.get_mut(&workload.uid);
+        if let Some(pod) = known.filter(|pod| pod.netns.is_some() == workload.enrolled) {
+            if pod.opens_after != workload.opens_after() {
+                pod.opens_after = workload.opens_after();
+                self.maps.pods.lock().insert(pod.cgroup.id, entry(pod, self.config.connect), 0)?;
+            }
             return Ok(());
         }
+        let known = self.pods.get(&workload.uid);
         let Some(cgroup) = discover::cgroup_of(scanned, &workload.uid).cloned() else {
             return if workload.enrolled { Err(Refusal::NoCgroup.into()) } else { Ok(()) };
         };
         let orphan = self.orphans.get(&cgroup.id).map(|pod| pod.index);
         let index =
             known.map(|pod| pod.index).or(orphan).or_else(|| self.free_index()).ok_or(EnrolError::TooMany)?;
-        let mut pod =
-            Local { cgroup: cgroup.clone(), index, addresses: workload.addresses.clone(), netns: None };
+        let mut pod = Local {
+            cgroup: cgroup.clone(),
+            index,
+            addresses: workload.addresses.clone(),
+            opens_after: workload.opens_after(),
+            ports_known: false,
+            netns: None,
+        };
         if workload.enrolled {
             let netns = Arc::new(self.namespace(workload, &cgroup)?);
             self.older.watch(workload, cgroup.clone(), &netns);
+            pod.ports_known = self.listening.look_first(&self.maps, &netns);
             if let Err(error) = self.enrol(workload, &pod, &netns) {
                 self.keep_closed(&workload.uid, pod, netns, &error);
                 return Err(error);
@@ -324,42 +350,6 @@ impl Sync {
         }
         tracing::info!(pod = %workload.uid, name = %workload.name, index = pod.index, "enrolled");
         Ok(())
-    }
-
-    /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first
-    /// time also `sk_lookup` instances of an enrolment that was never finished.
-    fn release_orphans(
-        &mut self,
-        local: &HashMap<&WorkloadUid, &Workload>,
-        scanned: &HashMap<String, PodCgroup>,
-    ) {
-        let enrolled: HashSet<u64> = local
-            .values()
-            .filter(|workload| workload.enrolled)
-            .filter_map(|workload| discover::cgroup_of(scanned, &workload.uid))
-            .map(|cgroup| cgroup.id)
-            .collect();
-        let released: Vec<_> = self.orphans.extract_if(|id, _| !enrolled.contains(id)).collect();
-        for (cgroup_id, pod) in released {
-            if let Err(error) = self.maps.pods.lock().remove(&cgroup_id) {
-                tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
-            }
-            self.dismantle(cgroup_id, pod.index);
-        }
-        if std::mem::replace(&mut self.pins_checked, true) {
-            return;
-        }
-        let attached = load::attached_lookups(&self.config).unwrap_or_else(|error| {
-            tracing::warn!(%error, "reading the pinned sk_lookup links");
-            Vec::new()
-        });
-        for cgroup_id in attached {
-            if !enrolled.contains(&cgroup_id)
-                && let Err(error) = load::detach_lookup(&self.config, cgroup_id)
-            {
-                tracing::warn!(cgroup_id, %error, "detaching sk_lookup of an earlier agent");
-            }
-        }
     }
 
     fn free_index(&self) -> Option<u32> {

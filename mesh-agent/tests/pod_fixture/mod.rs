@@ -280,6 +280,7 @@ impl Fixture {
             mtls: MtlsModes { default: MtlsMode::Permissive, by_port: Default::default() },
             policies: Vec::new(),
             served: Default::default(),
+            agent_lost_after: None,
         };
         let version = held.version + 1;
         let delta = Delta { version, upserts: vec![Upsert::Workload(workload)], ..Delta::default() };

@@ -237,6 +237,7 @@ fn workload(uid: WorkloadUid) -> Workload {
         mtls: MtlsModes { default: MtlsMode::Strict, by_port: Default::default() },
         policies: Vec::new(),
         served: Default::default(),
+        agent_lost_after: None,
     }
 }
 

@@ -1,13 +1,14 @@
 //! `MeshConfig`: how the mesh treats the selected workloads. In the root namespace it speaks for the whole mesh.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kube::CustomResource;
 use mesh_core::model::MtlsMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, PortValue, WorkloadSelector};
+use super::{FieldError, PortValue, WorkloadSelector, text};
 
 /// How the mesh treats the selected workloads.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +34,11 @@ pub struct MeshConfigSpec {
     /// MeshConfig, and means no in the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_opt_out: Option<bool>,
+    /// How long a node's agent may be lost until pods that are not under STRICT are let pass in plaintext: a number of
+    /// seconds, minutes or hours (`90s`, `5m`, `1h`), or `never`; absent leaves it to the next wider MeshConfig, and
+    /// means never in the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_lost_after: Option<String>,
 }
 
 /// The mTLS mode, with exceptions by port.
@@ -77,6 +83,8 @@ pub struct MeshSettings {
     pub ports: BTreeMap<u16, MtlsMode>,
     /// Whether pods may opt out.
     pub allow_opt_out: Option<bool>,
+    /// After how long without an agent pods are let pass; `Some(None)`: never.
+    pub agent_lost_after: Option<Option<Duration>>,
 }
 
 impl TryFrom<&MeshConfig> for MeshSettings {
@@ -97,6 +105,12 @@ impl TryFrom<&MeshConfig> for MeshSettings {
             mode: mtls.mode.map(MtlsMode::from),
             ports,
             allow_opt_out: spec.allow_opt_out,
+            agent_lost_after: match &spec.agent_lost_after {
+                None => None,
+                Some(text) => {
+                    Some(text::lost_after(text).map_err(|m| FieldError::new("spec.agentLostAfter", m))?)
+                }
+            },
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The small grammars inside string fields: patterns and address blocks.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_core::model::StringMatch;
@@ -55,9 +56,39 @@ pub(super) fn ip_block(text: &str) -> Result<IpNet, String> {
     }
 }
 
+/// Reads `90s`, `5m`, `1h` or `never`. At least a second: the agent gives a sign of life five times in that time.
+pub(super) fn lost_after(text: &str) -> Result<Option<Duration>, String> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let wrong =
+        || format!("{text:?} is not a time: a number of seconds, minutes or hours (90s, 5m, 1h), or never");
+    let (number, unit) = text.split_at_checked(text.len().wrapping_sub(1)).ok_or_else(wrong)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    let digits = number.bytes().all(|b| b.is_ascii_digit());
+    let seconds = if digits { number.parse::<u32>().ok() } else { None };
+    let seconds = seconds.and_then(|number| number.checked_mul(unit)).filter(|seconds| *seconds > 0);
+    seconds.map(|seconds| Some(Duration::from_secs(seconds.into()))).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_that_an_agent_may_be_lost_has_a_unit_or_is_never() {
+        assert_eq!(lost_after("never"), Ok(None));
+        assert_eq!(lost_after("90s"), Ok(Some(Duration::from_secs(90))));
+        assert_eq!(lost_after("2h"), Ok(Some(Duration::from_secs(7200))));
+        for bad in ["", "s", "0s", "5", "-1s", "+1s", "1d", "5 m", "99999999999s", "4294967295h", "1\u{e4}"] {
+            assert!(lost_after(bad).is_err(), "{bad:?} was taken");
+        }
+    }
 
     #[test]
     fn patterns_are_read_as_istio_users_write_them() {

@@ -50,6 +50,7 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
         policies: parts.selection.of(namespace, &pod.labels),
         // Known when the services are compiled.
         served: BTreeMap::new(),
+        agent_lost_after: modes::agent_lost_after(&reach),
     })
 }
 

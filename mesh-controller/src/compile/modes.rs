@@ -4,6 +4,8 @@
 //! the namespace with a selector. MeshConfigs of the same reach that disagree mean STRICT, and so does one that cannot be
 //! decoded. Where none speaks, PERMISSIVE. The order in which MeshConfigs are read never matters.
 
+use std::time::Duration;
+
 use mesh_core::model::{MtlsMode, MtlsModes};
 
 use super::ROOT_NAMESPACE;
@@ -70,6 +72,16 @@ pub(super) fn allows_opt_out(configs: &[Reach<'_>]) -> bool {
         Some((config.rank, !allowed))
     });
     said.max().is_some_and(|(_, refused)| !refused)
+}
+
+/// What the most specific MeshConfig that speaks of it says of a lost agent: after how long pods are let pass. A tie means
+/// the longest, and so does one that cannot be decoded: never.
+pub(super) fn agent_lost_after(configs: &[Reach<'_>]) -> Option<Duration> {
+    let said = configs.iter().filter_map(|config| {
+        let after = config.settings.map_or(Some(None), |s| s.agent_lost_after)?;
+        Some((config.rank, after.unwrap_or(Duration::MAX)))
+    });
+    said.max().map(|(_, after)| after).filter(|after| *after != Duration::MAX)
 }
 
 /// Says which MeshConfigs select nothing, and which count as STRICT because nobody knows what they say.

@@ -60,6 +60,29 @@ fn a_namespace_enrols_and_a_pod_opts_out_where_it_may() {
 }
 
 #[test]
+fn a_lost_agent_opens_a_pod_only_where_the_owner_says_so_and_nothing_is_strict() {
+    let base = [namespace("shop", true), pod("api", "n", "10.0.0.1")].concat();
+    let after = |more: &str| {
+        let compiled = compiled(&format!("{base}{more}"));
+        let api = workload(&compiled, "api");
+        (api.agent_lost_after.map(|after| after.as_secs()), api.opens_after().map(|after| after.as_secs()))
+    };
+    assert_eq!(after(""), (None, None));
+    let mesh = config("ferromesh-system", "mesh", "{agentLostAfter: 5m}");
+    assert_eq!(after(&mesh), (Some(300), Some(300)));
+    let never = config("shop", "a", "{agentLostAfter: never}");
+    assert_eq!(after(&format!("{mesh}{never}")), (None, None));
+    // Two of one reach that disagree: the longer.
+    let (short, long) =
+        (config("shop", "b", "{agentLostAfter: 30s}"), config("shop", "c", "{agentLostAfter: 1h}"));
+    assert_eq!(after(&format!("{mesh}{short}{long}")), (Some(3600), Some(3600)));
+    assert_eq!(after(&format!("{mesh}{short}{never}")), (None, None));
+    // One strict port closes the pod.
+    let strict = config("shop", "d", "{mtls: {ports: {'5432': STRICT}}}");
+    assert_eq!(after(&format!("{mesh}{strict}")), (Some(300), None));
+}
+
+#[test]
 fn a_workload_is_named_by_its_top_owner() {
     let owned = |kind: &str, name: &str, hash: &str| {
         let reference = format!(

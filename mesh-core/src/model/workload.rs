@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{PolicyName, ServiceName};
 use crate::identity::SpiffeId;
@@ -76,9 +77,19 @@ pub struct Workload {
     /// The services that this pod is an endpoint of, by target port; a port behind several is not here. It names the
     /// service in the records of the destination, which decides nothing by it.
     pub served: BTreeMap<u16, ServiceName>,
+    /// How long its node's agent may be lost until the owner would rather have its connections in plaintext than none;
+    /// `None`: it stays closed.
+    pub agent_lost_after: Option<Duration>,
 }
 
 impl Workload {
+    /// When the kernel lets this pod's connections pass around a lost agent: never while any of its ports is strict.
+    pub fn opens_after(&self) -> Option<Duration> {
+        let strict = |mode: &MtlsMode| *mode == MtlsMode::Strict;
+        let any = strict(&self.mtls.default) || self.mtls.by_port.values().any(strict);
+        self.agent_lost_after.filter(|_| !any)
+    }
+
     /// The namespace of the pod.
     pub fn namespace(&self) -> &str {
         self.identity.namespace()

@@ -44,6 +44,7 @@ pub(crate) fn workload(uid: &str, address: &str, policies: &[&str]) -> Workload 
         mtls: MtlsModes { default: MtlsMode::Permissive, by_port: BTreeMap::new() },
         policies: policies.iter().map(|name| policy_name(name)).collect(),
         served: BTreeMap::new(),
+        agent_lost_after: None,
     }
 }
 

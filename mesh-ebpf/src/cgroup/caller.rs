@@ -8,6 +8,8 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_ebpf::{EbpfContext as _, Global};
 use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
+use mesh_ebpf::count;
+use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::{AGENTS, PODS};
 
 /// Cookie of the node's own network namespace.
@@ -41,13 +43,19 @@ pub(crate) fn redirected_pod(ctx: &SockAddrContext) -> Result<Pod, Reason> {
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
         return Err(Reason::ConnectNotTcp);
     }
+    match heartbeat::agent(&pod) {
+        Agent::Lost => return Err(Reason::ConnectAgentLost),
+        Agent::Away => count(Reason::ConnectAgentAway),
+        Agent::Alive => {}
+    }
     if pod.flags & POD_CLOSED != 0 {
         return Err(Reason::ConnectPodClosed);
     }
     Ok(pod)
 }
 
-const NOBODY: Pod = Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index: 0, flags: 0 };
+const NOBODY: Pod =
+    Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index: 0, flags: 0, lost_after: 0, pad: 0 };
 
 /// Whether connections of pods that nobody has classified yet, and to them, wait until somebody has.
 #[inline(always)]

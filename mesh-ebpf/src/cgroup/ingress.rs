@@ -17,6 +17,7 @@ use aya_ebpf::programs::SkBuffContext;
 use mesh_common::{POD_ENROLLED, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::IPPROTO_TCP;
 use mesh_ebpf::count;
+use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::{AGENTS, PODS};
 
 use crate::caller;
@@ -76,7 +77,10 @@ fn decide(ctx: &SkBuffContext) -> Reason {
         return Reason::IngressNodeNetns;
     }
     match receiver(ctx) {
-        Some(pod) if pod.flags & POD_ENROLLED != 0 => Reason::IngressEnrolled,
+        Some(pod) if pod.flags & POD_ENROLLED != 0 => match heartbeat::agent(pod) {
+            Agent::Lost => Reason::IngressAgentLost,
+            Agent::Away | Agent::Alive => Reason::IngressEnrolled,
+        },
         Some(_) => Reason::IngressNotEnrolled,
         // Without the namespace a pod on the node's own network could not be told from one that nobody knows.
         None if caller::holds_unclassified() && HAS_SKB_NETNS.load() != 0 => Reason::IngressHeld,

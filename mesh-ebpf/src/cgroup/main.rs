@@ -6,6 +6,8 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics, adt_const_params)]
+#![expect(internal_features, reason = "atomic additions: see listening.rs")]
 
 mod bind;
 mod caller;
@@ -18,6 +20,7 @@ mod getpeername6;
 mod getsockname4;
 mod getsockname6;
 mod ingress;
+mod listening;
 mod sock_create;
 mod sock_ops;
 mod storage;

@@ -4,8 +4,9 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_SYN_RECV, BPF_TCP_SYN_SENT, bpf_sock_ops,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_RECV, BPF_TCP_SYN_SENT,
+    bpf_sock_ops,
 };
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
@@ -17,7 +18,7 @@ use mesh_ebpf::address::{AF_INET, LOOPBACK6, equal, is_mapped, mapped, read_word
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{CLIENTS, ORIG_DST};
 
-use crate::{egress, storage};
+use crate::{egress, listening, storage};
 
 const EEXIST: i32 = -17;
 
@@ -27,8 +28,13 @@ fn on_sock_ops(ctx: SockOpsContext) -> u32 {
     let reason = match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
-        // A held connection is established by a simultaneous open, which the kernel calls passive.
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(&ctx).or_else(|| move_client(&ctx)),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            listening::disinherit(&ctx);
+            // A held connection is established by a simultaneous open, which the kernel calls passive.
+            established(&ctx).or_else(|| move_client(&ctx))
+        }
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening::began(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_LISTEN => listening::ended(&ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
         _ => None,
     };

@@ -11,14 +11,19 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{LISTENERS_PER_POD, ListenerSlot, PORT_MTLS, Reason};
+use mesh_common::{LISTENERS_PER_POD, ListenerSlot, POD_PORTS_KNOWN, PORT_MTLS, Pod, PortKey, Reason};
 use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal, read_words};
 use mesh_ebpf::count;
-use mesh_ebpf::maps::LISTENERS;
+use mesh_ebpf::heartbeat::{self, Agent};
+use mesh_ebpf::maps::{LISTENERS, LISTENING, PODS, SEEDED};
 
 /// The pod's index: names its slots in `LISTENERS`.
 #[unsafe(no_mangle)]
 static POD_INDEX: Global<u32> = Global::new(0);
+
+/// The pod's cgroup: its key in `PODS`.
+#[unsafe(no_mangle)]
+static POD_CGROUP: Global<u64> = Global::new(0);
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -44,6 +49,14 @@ fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
         return (SK_PASS, Reason::LookupLocal);
     }
     let mtls = lookup.local_port == PORT_MTLS as u32;
+    if !mtls && let Some(pod) = pod() {
+        if heartbeat::agent(pod) == Agent::Lost {
+            return (SK_PASS, Reason::LookupAgentLost);
+        }
+        if pod.flags & POD_PORTS_KNOWN != 0 && !is_open(pod, lookup.local_port as u16) {
+            return (SK_DROP, Reason::LookupClosedPort);
+        }
+    }
     let (slot, reason) = match (mtls, v4) {
         (true, true) => (ListenerSlot::MtlsV4, Reason::LookupMtls),
         (true, false) => (ListenerSlot::MtlsV6, Reason::LookupMtls),
@@ -57,6 +70,22 @@ fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
         Err(-2) => (SK_DROP, Reason::LookupEmptySlot),
         Err(_) => (SK_DROP, Reason::LookupAssignFailed),
     }
+}
+
+/// What the kernel was told of this pod.
+#[inline(always)]
+fn pod() -> Option<&'static Pod> {
+    // SAFETY: the entry is replaced as a whole by the agent; its memory is freed only after an RCU grace period.
+    PODS.get_ptr(&POD_CGROUP.load()).map(|pod| unsafe { &*pod })
+}
+
+/// Whether an application of the pod listens on `port`.
+#[inline(always)]
+fn is_open(pod: &Pod, port: u16) -> bool {
+    let key = PortKey { netns_cookie: pod.netns_cookie, port, pad: [0; 3] };
+    // SAFETY: the slot lives until an RCU grace period after its removal.
+    let counted = LISTENING.get_ptr(&key).is_some_and(|count| unsafe { count.read_volatile() } != 0);
+    counted || SEEDED.get_ptr(&key).is_some()
 }
 
 /// From loopback (the agent dials the application), to loopback (a redirected connection comes from the pod's own

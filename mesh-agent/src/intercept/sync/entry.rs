@@ -1,6 +1,6 @@
 //! What the kernel is told of a pod. In: a pod of this node. Out: its `PODS` entry.
 
-use mesh_common::{POD_ENROLLED, POD_HONEST, Pod};
+use mesh_common::{POD_ENROLLED, POD_HONEST, POD_PORTS_KNOWN, Pod};
 
 use super::{ConnectMode, Local};
 use crate::intercept::maps::addr;
@@ -8,6 +8,7 @@ use crate::intercept::maps::addr;
 /// What the kernel is told of a pod.
 pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
     let honest = if connect == ConnectMode::Honest { POD_HONEST } else { 0 };
+    let ports = if pod.ports_known { POD_PORTS_KNOWN } else { 0 };
     let of_family = |ipv6: bool| {
         pod.addresses
             .iter()
@@ -20,6 +21,8 @@ pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
         addr4: of_family(false),
         addr6: of_family(true),
         index: pod.index,
-        flags: if pod.netns.is_some() { POD_ENROLLED | honest } else { 0 },
+        flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports } else { 0 },
+        lost_after: pod.opens_after.map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
+        pad: 0,
     }
 }

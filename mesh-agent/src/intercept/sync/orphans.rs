@@ -1,0 +1,46 @@
+//! What an earlier agent left, and nobody claims any more. In: the local workloads and the pods' cgroups. Out: entries and
+//! `sk_lookup` instances of pods that are gone or not enrolled are taken back.
+
+use std::collections::{HashMap, HashSet};
+
+use mesh_core::model::{Workload, WorkloadUid};
+
+use super::{PodCgroup, Sync, discover, load};
+
+impl Sync {
+    /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first
+    /// time also `sk_lookup` instances of an enrolment that was never finished.
+    pub(super) fn release_orphans(
+        &mut self,
+        local: &HashMap<&WorkloadUid, &Workload>,
+        scanned: &HashMap<String, PodCgroup>,
+    ) {
+        let enrolled: HashSet<u64> = local
+            .values()
+            .filter(|workload| workload.enrolled)
+            .filter_map(|workload| discover::cgroup_of(scanned, &workload.uid))
+            .map(|cgroup| cgroup.id)
+            .collect();
+        let released: Vec<_> = self.orphans.extract_if(|id, _| !enrolled.contains(id)).collect();
+        for (cgroup_id, pod) in released {
+            if let Err(error) = self.maps.pods.lock().remove(&cgroup_id) {
+                tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
+            }
+            self.dismantle(cgroup_id, pod.index);
+        }
+        if std::mem::replace(&mut self.pins_checked, true) {
+            return;
+        }
+        let attached = load::attached_lookups(&self.config).unwrap_or_else(|error| {
+            tracing::warn!(%error, "reading the pinned sk_lookup links");
+            Vec::new()
+        });
+        for cgroup_id in attached {
+            if !enrolled.contains(&cgroup_id)
+                && let Err(error) = load::detach_lookup(&self.config, cgroup_id)
+            {
+                tracing::warn!(cgroup_id, %error, "detaching sk_lookup of an earlier agent");
+            }
+        }
+    }
+}
