@@ -87,7 +87,7 @@ impl Giver {
         Self { socket, offer, user: own_user() }
     }
 
-    /// Returns when a successor serves. It waits for [`GivenUp::done`]: call it once the node's sockets are left to it.
+    /// Returns when a successor serves. It waits for `GivenUp::done`: call it once the node's sockets are left to it.
     pub async fn replaced(self) -> GivenUp {
         loop {
             let stream = match self.socket.0.accept().await {

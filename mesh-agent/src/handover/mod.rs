@@ -4,7 +4,7 @@
 //! When it says that it serves, the old process stops accepting, lets its open connections end, and goes.
 //!
 //! In: the configuration, and what the running agent holds. Out: an [`Estate`] in the successor. The bytes are in
-//! [`wire`]; whatever is not as expected ends the conversation, and the running agent goes on as if nobody had asked.
+//! `wire`; whatever is not as expected ends the conversation, and the running agent goes on as if nobody had asked.
 
 mod estate;
 mod give;
