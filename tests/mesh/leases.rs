@@ -93,11 +93,12 @@ fn two_pods_of_one_service_account_are_told_apart_by_an_ip_block_on_each_connect
         ensure!(was_reset(&told), "{told}");
     }
     let client = twin.v4.to_string();
-    let refused = shop
-        .mesh
-        .access_log(2)
-        .count(&[(names::FLAGS, "denied_by_policy"), (names::SOURCE_ID, &twin.spiffe_id())]);
-    ensure!(refused >= 6, "{refused} refusals of {client} in the log of node 2");
+    let denied = [(names::FLAGS, "denied_by_policy"), (names::SOURCE_ID, &twin.spiffe_id())];
+    shop.mesh.in_force("every refusal to be in the log", || {
+        let refused = shop.mesh.access_log(2).count(&denied);
+        ensure!(refused >= 6, "{refused} refusals of {client} in the log of node 2");
+        Ok(())
+    })?;
     // The refused pod's tunnel was not given up: each OPEN is decided anew on it.
     shop.mesh.manifests.remove("AuthorizationPolicy", "shop", "no-twin")?;
     let before = tunnels(&shop.api)?;
