@@ -86,10 +86,15 @@ fn a_forwarded_client_that_is_not_of_the_certificates_identity_is_not_believed()
     let seen = |client: SocketAddr| -> Result<String> {
         let mut tls = dial(&shop, "ferromesh/1")?;
         ensure!(open(&mut tls, names_server, client)? == Answer::Opened);
-        let (kind, payload) = read_frame(&mut tls)?;
-        ensure!(kind == 4, "frame {kind} instead of DATA");
+        // The server writes one line, in as many frames as its writes happened to make.
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let (kind, payload) = read_frame(&mut tls)?;
+            ensure!(kind == 4, "frame {kind} instead of DATA");
+            line.extend(payload);
+        }
         // Its socket is dual-stack.
-        Ok(String::from_utf8_lossy(&payload).replace("[::ffff:", "").replace("]:", ":"))
+        Ok(String::from_utf8_lossy(&line).replace("[::ffff:", "").replace("]:", ":"))
     };
     // Its own address may be forwarded: who carries the SVID of `web` speaks for `web`.
     let honest = seen(SocketAddr::new(shop.web.v4.into(), 41_000))?;

@@ -303,11 +303,19 @@ impl Mesh {
         })
     }
 
-    /// Waits until these pods are enrolled (the agent holds their ports).
+    /// Waits until these pods are enrolled: their agent says that it serves them.
     pub fn enrolled(&self, pods: &[&Pod]) -> Result<()> {
         for pod in pods {
-            poll::until_true(&format!("{} to be enrolled", pod.name()), IN_FORCE, || pod.listens(15001))
-                .with_context(|| self.logs())?;
+            self.in_force(&format!("{} to be enrolled", pod.name()), || {
+                // Cheaper than asking the agent, which cannot serve the pod before.
+                ensure!(pod.listens(15001), "nothing listens on 15001 in the pod");
+                let status = self.meshctl(pod.spec.node, &["-o", "json", "status"])?;
+                let status: Value = serde_json::from_str(&status.stdout)?;
+                let reported = status["agent"]["pods"].as_array().into_iter().flatten();
+                let served = reported.into_iter().any(|p| p["uid"] == *pod.uid && p["served"] == true);
+                ensure!(served, "its agent says: {}", status["agent"]["pods"]);
+                Ok(())
+            })?;
         }
         Ok(())
     }
