@@ -13,6 +13,7 @@ pub mod capture;
 pub mod demo;
 pub mod manifests;
 pub mod mesh;
+mod mesh_status;
 pub mod metrics;
 pub mod poll;
 pub mod world;

@@ -16,7 +16,7 @@ use crate::poll;
 use crate::world::{CONTROLLER_V4, Finished, Node, Pod, PodSpec, Process, World, binary};
 
 /// How long a program may take until it is ready, and a change until it is in force.
-const READY: Duration = Duration::from_secs(30);
+pub(crate) const READY: Duration = Duration::from_secs(30);
 const IN_FORCE: Duration = Duration::from_secs(15);
 
 /// How a mesh is started.
@@ -303,43 +303,9 @@ impl Mesh {
         })
     }
 
-    /// Waits until these pods are enrolled: their agent says that it serves them.
-    pub fn enrolled(&self, pods: &[&Pod]) -> Result<()> {
-        for pod in pods {
-            self.in_force(&format!("{} to be enrolled", pod.name()), || {
-                // Cheaper than asking the agent, which cannot serve the pod before.
-                ensure!(pod.listens(15001), "nothing listens on 15001 in the pod");
-                let status = self.meshctl(pod.spec.node, &["-o", "json", "status"])?;
-                let status: Value = serde_json::from_str(&status.stdout)?;
-                let reported = status["agent"]["pods"].as_array().into_iter().flatten();
-                let served = reported.into_iter().any(|p| p["uid"] == *pod.uid && p["served"] == true);
-                ensure!(served, "its agent says: {}", status["agent"]["pods"]);
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
     /// Waits until `look` answers `Ok`; for a change of configuration to be in force.
     pub fn in_force<T>(&self, what: &str, look: impl FnMut() -> Result<T>) -> Result<T> {
         poll::until(what, IN_FORCE, look).with_context(|| self.logs())
-    }
-
-    /// Runs `meshctl` against a node's agent.
-    pub fn meshctl(&self, node: u8, arguments: &[&str]) -> Result<Finished> {
-        let socket = self.admin_socket(node).to_string_lossy().into_owned();
-        let mut all = vec!["--agent-socket", &socket];
-        all.extend(arguments);
-        let name = format!("meshctl-{}", arguments.first().copied().unwrap_or_default());
-        let place = self.world.node(node).place();
-        // Each run has its own output.
-        for end in ["out", "err"] {
-            let file = place.logs.join(format!("{name}.{end}"));
-            if file.exists() {
-                fs::remove_file(file)?;
-            }
-        }
-        Process::start(&place, &name, &binary("meshctl")?, &all)?.wait(READY)
     }
 
     /// The access records of a node's agent, over all its starts.
