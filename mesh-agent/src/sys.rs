@@ -9,11 +9,10 @@ mod query;
 mod tcp;
 
 use std::cell::OnceCell;
-use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -94,20 +93,6 @@ impl NetNs {
         within(self.file.as_fd(), || Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))))?
     }
 
-    /// The TCP ports of this namespace that somebody listens on for more than loopback.
-    pub fn listening_ports(&self) -> io::Result<HashSet<u16>> {
-        let read = || -> io::Result<[String; 2]> {
-            let read = |table: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{table}")) {
-                // A kernel without IPv6.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-                result => result,
-            };
-            Ok([read("tcp")?, read("tcp6")?])
-        };
-        let tables = within(self.file.as_fd(), read)??;
-        Ok(tables.iter().flat_map(|table| table.lines()).filter_map(listening_port).collect())
-    }
-
     /// Whether `address` is one of this namespace's own.
     pub fn has_address(&self, address: IpAddr) -> io::Result<bool> {
         let socket = self.tcp_socket(address.is_ipv6())?;
@@ -117,19 +102,6 @@ impl NetNs {
             Err(error) => Err(error),
         }
     }
-}
-
-/// The port of a line of `/proc/net/tcp` or `tcp6`, if its socket listens for more than loopback.
-fn listening_port(line: &str) -> Option<u16> {
-    let mut fields = line.split_whitespace();
-    let (local, state) = (fields.nth(1)?, fields.nth(1)?);
-    let (address, port) = local.split_once(':')?;
-    // Each word is in host order: the first byte of an IPv4 address comes last on a little-endian machine.
-    let own = |byte: usize| if cfg!(target_endian = "little") { 6 - byte } else { byte };
-    let v4 = address.len() == 8 && address.get(own(0)..own(0) + 2) == Some("7F");
-    let one = if cfg!(target_endian = "little") { "01000000" } else { "00000001" };
-    let v6 = address.len() == 32 && address.starts_with("000000000000000000000000") && address.ends_with(one);
-    if state != "0A" || v4 || v6 { None } else { u16::from_str_radix(port, 16).ok() }
 }
 
 impl AsFd for NetNs {
@@ -234,6 +206,12 @@ pub fn watch_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// Lets the calling task's runtime wait for connections to a non-blocking listener.
+pub fn watch_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: the standard library's listener owns one descriptor for as long as it lives.
+    unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(io::Error::from)
+}
+
 /// The id of a cgroup, as the kernel's programs see it.
 pub fn cgroup_id(cgroup: &Path) -> io::Result<u64> {
     // On cgroup v2 the id is the inode number (64-bit kernels).
@@ -327,25 +305,4 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<RawFd> {
     // and the kernel takes the rest of the union as zero.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result >= 0 { Ok(result as RawFd) } else { Err(io::Error::last_os_error()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_read_from_the_tables_of_the_kernel() {
-        let line = |local: &str, state: &str| {
-            format!("   0: {local} 00000000:0000 {state} 00000000:00000000 00:0 0")
-        };
-        assert_eq!(listening_port(&line("00000000:1F90", "0A")), Some(8080));
-        assert_eq!(listening_port(&line("0100580A:0050", "0A")), Some(80));
-        assert_eq!(listening_port(&line("00000000000000000000000000000000:1B58", "0A")), Some(7000));
-        assert_eq!(listening_port(&line("00000000:1F90", "01")), None, "established");
-        assert_eq!(listening_port("  sl  local_address rem_address   st tx_queue"), None);
-        if cfg!(target_endian = "little") {
-            assert_eq!(listening_port(&line("0100007F:1F90", "0A")), None);
-            assert_eq!(listening_port(&line("00000000000000000000000001000000:1B58", "0A")), None);
-        }
-    }
 }

@@ -2,12 +2,15 @@
 //! resources causes is counted, and answered with a pause where trying at once would only spin.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tokio::net::TcpListener;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::descriptors::Left;
@@ -25,11 +28,16 @@ const FULL_PAUSE: Duration = Duration::from_millis(10);
 const FEW: usize = 32;
 
 /// Accepts for ever; stop it by aborting its task.
-pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, listener: Rc<TcpListener>) {
+pub(super) async fn run(
+    worker: Rc<Worker>,
+    pod: Arc<PodState>,
+    port: Port,
+    listener: Rc<AsyncFd<TcpListener>>,
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         wait_for_room(&worker, &pod, port).await;
-        match listener.accept().await {
+        match listener.async_io(Interest::READABLE, accept).await {
             Ok((stream, peer)) => {
                 pause = FIRST_PAUSE;
                 let slot = pod.enter();
@@ -49,6 +57,13 @@ pub(super) async fn run(worker: Rc<Worker>, pod: Arc<PodState>, port: Port, list
             }
         }
     }
+}
+
+/// Takes one connection. No runtime knows it yet: the worker that will carry it is chosen first.
+fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((stream.into(), peer))
 }
 
 /// Takes a pod's waiting clients for ever.

@@ -1,9 +1,10 @@
 //! What a worker has of one pod: its listeners, and the tasks that accept on them.
 
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::worker::Port;
@@ -13,7 +14,7 @@ use crate::intercept::PodNet;
 #[derive(Debug)]
 pub(super) struct Accepting {
     pub(super) pod: Arc<PodNet>,
-    pub(super) listeners: Vec<(Port, Rc<TcpListener>, AbortHandle)>,
+    pub(super) listeners: Vec<(Port, Rc<AsyncFd<TcpListener>>, AbortHandle)>,
     /// Takes the pod's waiting clients.
     pub(super) held: Option<AbortHandle>,
 }

@@ -28,7 +28,7 @@ use crate::context::Context;
 use crate::intercept::{Held, HeldEvents, PodListeners, PodNet};
 use crate::observe::{AcceptFailure, Outcome};
 use crate::transport::{Acceptor, Dialer, PodConnect};
-use crate::{inbound, outbound};
+use crate::{inbound, outbound, sys};
 
 /// A socket stays on the worker that accepted it unless another one has fewer by more than this.
 const SLACK: usize = 1;
@@ -46,10 +46,10 @@ pub(super) enum Port {
     Mtls,
 }
 
-/// An accepted socket: `S` is bound to a runtime, or on its way from one worker to another.
+/// An accepted socket, not bound to a runtime yet.
 #[derive(Debug)]
-pub(super) struct Handed<S> {
-    pub(super) stream: S,
+pub(super) struct Handed {
+    pub(super) stream: std::net::TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) port: Port,
     pub(super) pod: Arc<PodState>,
@@ -66,7 +66,7 @@ pub(super) enum Order {
     /// Close a pod's listeners.
     StopAccepting(WorkloadUid),
     /// Carry a connection that another worker accepted; it is counted already.
-    Carry(Handed<std::net::TcpStream>, Busy),
+    Carry(Handed, Busy),
     /// Give a copy of each listener, and go on accepting.
     Lend(UnboundedSender<Lent>),
     /// Hand out the connections that the kernel holds, as their pods' tasks take them.
@@ -242,7 +242,7 @@ impl Worker {
                 Order::Accept(pod, listeners) => self.accept(&pod, listeners),
                 Order::StopAccepting(uid) => self.stop_accepting(&uid),
                 Order::Lend(to) => self.lend(&to),
-                Order::Carry(handed, busy) => self.take(handed, busy),
+                Order::Carry(handed, busy) => self.carry(handed, busy),
                 Order::Follow(events) => self.follow_held(*events),
                 Order::Answer(held, pod, slot, busy) => self.answer(*held, pod, slot, busy),
                 Order::Release(held, busy) => self.release(*held, busy),
@@ -273,7 +273,7 @@ impl Worker {
         let mut accepting = Accepting { pod: Arc::clone(&pod.net), listeners: Vec::new(), held: None };
         for (port, listeners) in ports {
             for listener in listeners {
-                match tokio::net::TcpListener::from_std(listener) {
+                match sys::watch_listener(listener) {
                     Ok(listener) => {
                         let listener = Rc::new(listener);
                         let run =
@@ -316,35 +316,23 @@ impl Worker {
     }
 
     /// Gives a socket to the least loaded worker.
-    pub(super) fn place(self: &Rc<Self>, handed: Handed<TcpStream>) {
+    pub(super) fn place(self: &Rc<Self>, handed: Handed) {
         let index = self.fleet.choose(self.index);
         let busy = self.fleet.count(index);
         if index == self.index {
             return self.carry(handed, busy);
         }
-        let Handed { stream, peer, port, pod, slot, handshaking } = handed;
-        match stream.into_std() {
-            Ok(stream) => {
-                self.fleet
-                    .send(index, Order::Carry(Handed { stream, peer, port, pod, slot, handshaking }, busy));
-            }
-            Err(error) => self.not_accepted(&AcceptError::Socket(error)),
-        }
+        self.fleet.send(index, Order::Carry(handed, busy));
     }
 
-    /// Takes a socket that another worker accepted.
-    fn take(self: &Rc<Self>, handed: Handed<std::net::TcpStream>, busy: Busy) {
+    fn carry(self: &Rc<Self>, handed: Handed, busy: Busy) {
         let Handed { stream, peer, port, pod, slot, handshaking } = handed;
-        match TcpStream::from_std(stream) {
-            Ok(stream) => self.carry(Handed { stream, peer, port, pod, slot, handshaking }, busy),
-            Err(error) => self.not_accepted(&AcceptError::Socket(error)),
-        }
-    }
-
-    fn carry(self: &Rc<Self>, handed: Handed<TcpStream>, busy: Busy) {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return self.not_accepted(&AcceptError::Socket(error)),
+        };
         let worker = Rc::clone(self);
         spawn_local(async move {
-            let Handed { stream, peer, port, pod, slot, handshaking } = handed;
             let (_busy, _slot) = (busy, slot);
             let net = Arc::clone(&pod.net);
             match port {

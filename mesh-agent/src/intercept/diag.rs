@@ -1,6 +1,7 @@
 //! The TCP sockets of a network namespace, as `ss` lists and closes them (`NETLINK_SOCK_DIAG`). In: a namespace. Out: its
-//! connected sockets, with the cgroup that each was made in; and an end to one of them.
+//! connected sockets, with the cgroup that each was made in; and an end to one of them; the ports that are listened on.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -30,7 +31,11 @@ const MESSAGE: usize = 72;
 /// Those in which bytes may still flow: ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT (as bits of their numbers).
 const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8;
 
-/// A connected TCP socket.
+/// TCP_LISTEN. The kernel answers this from its table of listeners alone: `/proc/net/tcp` walks through every socket in
+/// TIME_WAIT as well.
+const LISTENING: u32 = 1 << 10;
+
+/// A TCP socket; one that listens has no remote end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiagSocket {
     pub(super) local: SocketAddr,
@@ -45,11 +50,30 @@ pub(super) struct DiagSocket {
 
 /// Every connected TCP socket of the namespace.
 pub(super) fn connected(netns: &NetNs) -> io::Result<Vec<DiagSocket>> {
+    in_state(netns, CONNECTED)
+}
+
+/// The TCP ports of the namespace that somebody listens on for more than loopback.
+pub(super) fn listening(netns: &NetNs) -> io::Result<HashSet<u16>> {
+    let found = in_state(netns, LISTENING)?;
+    Ok(found
+        .iter()
+        .map(|socket| socket.local)
+        .filter(|at| !at.ip().is_loopback())
+        .map(|at| at.port())
+        .collect())
+}
+
+fn in_state(netns: &NetNs, states: u32) -> io::Result<Vec<DiagSocket>> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let socket = netns.diag_socket()?;
-        ask(&socket, (SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP), (family, CONNECTED), &[0; ID])?;
-        answers(&socket, |body| found.extend(parse(body)))?;
+        ask(&socket, (SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP), (family, states), &[0; ID])?;
+        match answers(&socket, |body| found.extend(parse(body))) {
+            // A kernel without IPv6.
+            Err(error) if family == AF_INET6 && error.raw_os_error() == Some(ENOENT) => {}
+            other => other?,
+        }
     }
     Ok(found)
 }
@@ -175,6 +199,24 @@ mod tests {
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         destroy(&netns, socket).unwrap();
         assert!(!connected(&netns).unwrap().iter().any(mine));
+    }
+
+    #[test]
+    fn a_port_is_listened_on_for_more_than_loopback_or_not_at_all() {
+        let Ok(netns) = NetNs::current() else {
+            eprintln!("skipped: needs root");
+            return;
+        };
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let any: Vec<TcpListener> =
+            ["0.0.0.0:0", "[::]:0"].iter().map(|at| TcpListener::bind(at).unwrap()).collect();
+        let own: Vec<TcpListener> =
+            ["127.0.0.1:0", "[::1]:0"].iter().map(|at| TcpListener::bind(at).unwrap()).collect();
+        let connected = TcpStream::connect(any[0].local_addr().unwrap()).unwrap();
+        let ports = listening(&netns).unwrap();
+        assert!(any.iter().all(|listener| ports.contains(&port(listener))), "{ports:?}");
+        assert!(!own.iter().any(|listener| ports.contains(&port(listener))), "{ports:?}");
+        assert!(!ports.contains(&connected.local_addr().unwrap().port()));
     }
 
     #[test]

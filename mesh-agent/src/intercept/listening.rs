@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mesh_common::{PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND, PortKey};
 
+use super::diag;
 use super::maps::Maps;
 use crate::sys::NetNs;
 
@@ -82,7 +83,7 @@ impl Listening {
 
     /// Brings the entries of one pod in step with what listens in it.
     fn look(&mut self, maps: &Maps, netns: &NetNs) -> io::Result<()> {
-        let listening = netns.listening_ports()?;
+        let listening = diag::listening(netns)?;
         let key = |port: u16| PortKey { netns_cookie: netns.cookie, port, pad: [0; 3] };
         let own = [PORT_OUTBOUND, PORT_INBOUND, PORT_MTLS];
         let counted = maps.listening.lock();

@@ -8,10 +8,14 @@ use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+use super::buf::Buf;
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,6 +75,19 @@ pub(super) fn poll_recv(stream: &TcpStream, cx: &mut Context<'_>, buf: &mut [u8]
             return Poll::Ready(Ok(n));
         }
         retry_or_fail(outcome)?;
+    }
+}
+
+/// What a socket has received before its runtime has heard of it; empty when there is nothing yet, or only the peer's FIN.
+pub(super) fn recv_early(stream: &TcpStream) -> io::Result<Bytes> {
+    let mut buf = Buf::take();
+    match rustix::net::recv(stream, buf.spare(), RecvFlags::DONTWAIT) {
+        Ok((_, n)) => {
+            buf.commit(n);
+            Ok(Bytes::copy_from_slice(buf.filled()))
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Ok(Bytes::new()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -174,8 +174,18 @@ impl<C: Connect> Tunnel<C> {
     /// ([`face_application`](crate::sys::face_application)). `replay` was read from `near` already. On
     /// every end but `Finished` and `Refused` the near socket is reset.
     pub async fn relay(self, near: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
-        let Self { dialer, target, mut dialled } = self;
         let (mut near, mut replay) = (near, replay);
+        if replay.is_empty() {
+            // What a client sends first is usually there by now, and leaves with OPEN or CONNECT in one piece.
+            match socket::recv_early(&near) {
+                Ok(early) => replay = early,
+                Err(_) => {
+                    self.release();
+                    return ended(near, &replay, End::ResetByNear);
+                }
+            }
+        }
+        let Self { dialer, target, mut dialled } = self;
         let mut tries = 0;
         loop {
             let attempt = match dialled {
