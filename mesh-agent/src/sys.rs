@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "this is the one module of the agent that may")]
 
+mod interface;
 mod query;
 mod tcp;
 

@@ -98,8 +98,8 @@ pub struct Pod {
     pub flags: u32,
     /// How many seconds the agent may give no sign of life until this pod's connections pass around it; 0: for ever.
     pub lost_after: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Index of the interface that has the pod's addresses, in the pod's network namespace; 0: not known.
+    pub interface: u32,
 }
 
 /// Flag of [`Pod`]: connections of this pod are redirected to the agent.

@@ -139,4 +139,8 @@ reasons! {
     HeldAnswered = "held_answered",
     /// sock_ops: a held connection ended without being connected: refused, unreachable, timed out, or closed by its client.
     HeldEnded = "held_ended",
+    /// connect: the socket is bound to an interface that is not the pod's own; passed.
+    ConnectOtherDevice = "connect_other_device",
+    /// connect: the socket could not be taken off the interface that it is bound to; refused.
+    ConnectDeviceKept = "connect_device_kept",
 }

@@ -19,14 +19,14 @@ fn program(name: &str) -> PathBuf {
 }
 
 /// Runs `sockets.py` in a pod.
-fn sockets(pod: &Pod, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn sockets(pod: &Pod, arguments: &[&str]) -> Result<Value> {
     let script = program("sockets.py").to_string_lossy().into_owned();
     let mut all = vec![script.as_str()];
     all.extend(arguments);
     pod.run("python3", &all)?.json()
 }
 
-fn counted(shop: &Shop, reason: &str) -> Result<f64> {
+pub(crate) fn counted(shop: &Shop, reason: &str) -> Result<f64> {
     Ok(shop.mesh.metrics(1)?.sum(KERNEL, &[("reason", reason)]))
 }
 

@@ -4,6 +4,7 @@
 
 mod backstop;
 mod corners;
+mod devices;
 mod endings;
 mod ground;
 mod honest;

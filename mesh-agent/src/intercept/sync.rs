@@ -41,7 +41,7 @@ use super::running::{Holder, Running};
 use super::sweep::{self, Sweeper};
 use super::unserved::Unserved;
 use crate::sys::NetNs;
-use entry::entry;
+use entry::{entry, interface};
 
 /// How often the pods' cgroups are looked at.
 const SCAN: Duration = Duration::from_millis(200);
@@ -111,6 +111,8 @@ struct Local {
     addresses: Vec<IpAddr>,
     /// How long the agent may be lost until the kernel lets the pod pass.
     opens_after: Option<Duration>,
+    /// Index of the interface with its addresses; 0: not known.
+    interface: u32,
     /// Whether the kernel knows on which ports applications listen.
     ports_known: bool,
     /// `Some` while it is enrolled.
@@ -289,12 +291,14 @@ impl Sync {
             index,
             addresses: workload.addresses.clone(),
             opens_after: workload.opens_after(),
+            interface: 0,
             ports_known: false,
             netns: None,
         };
         if workload.enrolled {
             let netns = Arc::new(self.namespace(workload, &cgroup)?);
             self.older.watch(workload, cgroup.clone(), &netns);
+            pod.interface = interface(&netns, workload);
             pod.ports_known = self.listening.look_first(&self.maps, &netns);
             if let Err(error) = self.enrol(workload, &pod, &netns) {
                 self.keep_closed(&workload.uid, pod, netns, &error);

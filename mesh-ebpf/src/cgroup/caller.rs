@@ -12,6 +12,8 @@ use mesh_ebpf::count;
 use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::{AGENTS, PODS};
 
+use crate::device;
+
 /// Cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
 static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
@@ -43,6 +45,9 @@ pub(crate) fn redirected_pod(ctx: &SockAddrContext) -> Result<Pod, Reason> {
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
         return Err(Reason::ConnectNotTcp);
     }
+    if device::is_other(ctx, &pod) {
+        return Err(Reason::ConnectOtherDevice);
+    }
     match heartbeat::agent(&pod) {
         Agent::Lost => return Err(Reason::ConnectAgentLost),
         Agent::Away => count(Reason::ConnectAgentAway),
@@ -55,7 +60,7 @@ pub(crate) fn redirected_pod(ctx: &SockAddrContext) -> Result<Pod, Reason> {
 }
 
 const NOBODY: Pod =
-    Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index: 0, flags: 0, lost_after: 0, pad: 0 };
+    Pod { netns_cookie: 0, addr4: [0; 16], addr6: [0; 16], index: 0, flags: 0, lost_after: 0, interface: 0 };
 
 /// Whether connections of pods that nobody has classified yet, and to them, wait until somebody has.
 #[inline(always)]

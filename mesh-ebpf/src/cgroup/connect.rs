@@ -14,7 +14,7 @@ use mesh_ebpf::address::{AF_INET, AF_INET6, IPPROTO_TCP, Words, to_addr};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::UNSERVED;
 
-use crate::storage;
+use crate::{device, storage};
 
 /// With no error set, the caller gets EPERM.
 const REFUSE: i32 = 0;
@@ -29,7 +29,12 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
             count(Reason::ConnectRedirected);
             PASS
         }
-        Err(reason @ (Reason::ConnectNoStorage | Reason::ConnectNoToken | Reason::ConnectPodClosed)) => {
+        Err(
+            reason @ (Reason::ConnectNoStorage
+            | Reason::ConnectNoToken
+            | Reason::ConnectPodClosed
+            | Reason::ConnectDeviceKept),
+        ) => {
             count(reason);
             REFUSE
         }
@@ -74,6 +79,9 @@ pub(crate) fn remember(
     let peer = Endpoint { addr: to_addr(dst), port: port(ctx), pad: 0 };
     if UNSERVED.get_ptr(&peer).is_some() {
         return Err(Reason::ConnectUnserved);
+    }
+    if !device::release(ctx) {
+        return Err(Reason::ConnectDeviceKept);
     }
     let mut socket = Socket { peer, kind, key, local: [0; 16] };
     let Some(saved) = storage::save(ctx, &mut socket) else { return Err(Reason::ConnectNoStorage) };

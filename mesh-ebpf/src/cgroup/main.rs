@@ -14,6 +14,7 @@ mod caller;
 mod connect;
 mod connect4;
 mod connect6;
+mod device;
 mod egress;
 mod getpeername4;
 mod getpeername6;

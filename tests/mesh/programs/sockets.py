@@ -1,7 +1,7 @@
 """Tries one thing with a socket and prints one JSON object with what came of each step.
 
 bind HOST PORT [reuse]: binds and listens. Any other word is a kind of socket, which connects to HOST PORT, says hello and
-reads the answer.
+reads the answer. device HOST PORT NAME: a TCP socket that is bound to the interface NAME.
 """
 import errno
 import json
@@ -54,7 +54,8 @@ def main():
     told["socket"] = "ok"
     own.settimeout(3)
     if kind == "device":
-        step("device", lambda: own.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0"))
+        device = sys.argv[4].encode() + b"\0"
+        step("device", lambda: own.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device))
     if kind == "fastopen":
         # Without blocking, the first one asks for a cookie only.
         own.settimeout(None)

@@ -1,9 +1,22 @@
-//! What the kernel is told of a pod. In: a pod of this node. Out: its `PODS` entry.
+//! What the kernel is told of a pod. In: a pod of this node, and its network namespace. Out: its `PODS` entry.
 
 use mesh_common::{POD_ENROLLED, POD_HONEST, POD_PORTS_KNOWN, Pod};
 
-use super::{ConnectMode, Local};
+use mesh_core::model::Workload;
+
+use super::{ConnectMode, Local, NetNs};
 use crate::intercept::maps::addr;
+
+/// The interface that has all of a pod's addresses; 0 when there is no such one: then any that a socket is bound to counts as it.
+pub(super) fn interface(netns: &NetNs, workload: &Workload) -> u32 {
+    match netns.interface_of(&workload.addresses) {
+        Ok(index) => index.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!(pod = %workload.uid, %error, "looking for the pod's interface");
+            0
+        }
+    }
+}
 
 /// What the kernel is told of a pod.
 pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
@@ -23,6 +36,6 @@ pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
         index: pod.index,
         flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports } else { 0 },
         lost_after: pod.opens_after.map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
-        pad: 0,
+        interface: pod.interface,
     }
 }
