@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::access_log::{field, names};
 use mesh_tests::apps::{self, Nginx};
 use mesh_tests::world::netns;
-use serde_json::Value;
 
 use crate::corners::{counted, sockets};
 use crate::shop::{ECHO, NAMES, Shop, VIP, VIP6, text};
@@ -64,8 +63,8 @@ fn a_socket_bound_to_another_interface_passes_and_is_counted() -> Result<()> {
         // Until the outsider is known, what comes to it is dropped.
         shop.mesh.in_force("the outsider to answer", || {
             let told = sockets(&shop.web, &["device", host, &port, "net1"])?;
-            let server: Value = serde_json::from_str(text(&told["received"])).unwrap_or(Value::Null);
-            ensure!(text(&server["accept"]).contains(own), "{host}: {told}");
+            // What the server saw comes back as the beginning of its answer.
+            ensure!(text(&told["received"]).contains(own), "{host}: {told}");
             ensure!(told["getsockname"] == own, "{host}: {told}");
             Ok(())
         })?;
