@@ -1,5 +1,5 @@
 //! Puts the kernel objects where `include_bytes_aligned!` finds them. In: `target/bpf/*.o`, which `cargo xtask build-ebpf`
-//! makes. Out: copies in `OUT_DIR`.
+//! makes; with the feature `other-build` those of `cargo xtask build-other`. Out: copies in `OUT_DIR`.
 
 use std::env;
 use std::fs;
@@ -21,7 +21,10 @@ fn main() -> ExitCode {
 fn copy() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
     let var = |name: &str| env::var_os(name).map(PathBuf::from).ok_or(format!("cargo did not set {name}"));
-    let built = var("CARGO_MANIFEST_DIR")?.join("../target/bpf");
+    let mut built = var("CARGO_MANIFEST_DIR")?.join("../target/bpf");
+    if env::var_os("CARGO_FEATURE_OTHER_BUILD").is_some() {
+        built.push("other");
+    }
     let out = var("OUT_DIR")?;
     for object in OBJECTS {
         let from = built.join(object);

@@ -1,15 +1,23 @@
 //! The command line. Text comes in, checked settings go out; what is wrong is said with its mend.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 use mesh_core::identity::TrustDomain;
+use mesh_core::model::ConnectMode;
 
 use crate::control::NodeSettings;
-use crate::intercept::{ConnectMode, NeverHeld};
+use crate::intercept::{ConnectChoice, NeverHeld, RootError, find_pods_root};
 use crate::transport::TransportPreference;
+
+/// `--pods-cgroup` of a node whose kubelet's directory is to be found.
+const AUTO: &str = "auto";
+
+/// Where the kubelet's unit is: with kubeadm and most distributions, in kind, with k3s, RKE2 and Talos.
+const KUBELETS: &str = "system.slice/kubelet.service,kubelet.slice/kubelet.service,system.slice/k3s.service,\
+     system.slice/k3s-agent.service,system.slice/rke2-server.service,system.slice/rke2-agent.service,podruntime/kubelet";
 
 /// The node agent of Ferromesh.
 #[derive(Debug, Parser)]
@@ -18,6 +26,16 @@ pub struct Cli {
     /// Say what this node's kernel has and lacks, and (with the pods' cgroup) which programs would keep ours out, and end
     #[arg(long, exclusive = true, num_args = 0..=1, require_equals = true, value_name = "PODS_CGROUP")]
     pub check: Option<Option<PathBuf>>,
+    /// Say whether the agent behind this administration socket is ready and runs in this process's own cgroup, and end:
+    /// the readiness of one container while another one's agent may still answer the node's ports
+    #[arg(long, exclusive = true, require_equals = true, value_name = "ADMIN_SOCKET")]
+    pub ready: Option<PathBuf>,
+    /// Take the programs that are pinned here off the node's pods, and wait to be ended: the step before an uninstall
+    #[arg(long, exclusive = true, require_equals = true, value_name = "PIN_DIR")]
+    pub leave: Option<PathBuf>,
+    /// Say whether nothing is pinned here any more, and end: the readiness of a node that leaves
+    #[arg(long, exclusive = true, require_equals = true, value_name = "PIN_DIR")]
+    pub left: Option<PathBuf>,
     /// How to run.
     #[command(flatten)]
     pub agent: Option<AgentArgs>,
@@ -41,9 +59,17 @@ pub struct AgentArgs {
     /// Where the node certificate is kept
     #[arg(long, default_value = "/var/lib/ferromesh/agent")]
     pub state_dir: PathBuf,
-    /// The cgroup that the pods' cgroups are below, on cgroup v2
-    #[arg(long)]
+    /// The cgroup that the pods' cgroups are below, on cgroup v2; `auto`: kubepods.slice or kubepods, wherever it is
+    #[arg(long, default_value = AUTO)]
     pub pods_cgroup: PathBuf,
+    /// Where the kubelet's own cgroup may be, from the mount of cgroup v2 or as whole paths: what was made in it may ask
+    /// the ports that pods' probes declare, in plaintext
+    #[arg(long, value_delimiter = ',', default_value = KUBELETS)]
+    pub kubelet_cgroup: Vec<PathBuf>,
+    /// Where the container runtime has bind mounts of the pods' network namespaces: how a pod's is found while no process
+    /// of it runs
+    #[arg(long, value_delimiter = ',', default_value = "/run/netns,/var/run/netns,/run/docker/netns")]
+    pub netns_dirs: Vec<PathBuf>,
     /// A folder on bpffs of this agent alone
     #[arg(long, default_value = "/sys/fs/bpf/ferromesh")]
     pub pin_dir: PathBuf,
@@ -65,6 +91,9 @@ pub struct AgentArgs {
     /// How long open connections may go on after SIGTERM, or after a successor serves
     #[arg(long, default_value_t = 30)]
     pub drain_seconds: u64,
+    /// What this agent does when a successor serves and it has drained
+    #[arg(long, value_enum, default_value_t = AfterHandover::End)]
+    pub after_handover: AfterHandover,
     /// Which transports are offered to other agents
     #[arg(long, value_enum, default_value_t = Transport::Auto)]
     pub transport: Transport,
@@ -80,8 +109,9 @@ pub struct AgentArgs {
     /// The kubelet's folder of pod logs: says the namespaces of pods that the controller has not named yet
     #[arg(long, default_value = "/var/log/pods")]
     pub pod_logs: PathBuf,
-    /// When a pod's connect() returns
-    #[arg(long, value_enum, default_value_t = Connect::Eager)]
+    /// When the connect() of enrolled pods returns. Accepted at once whatever is said here where this node does not carry
+    /// the other (`--check` says so)
+    #[arg(long, value_enum, default_value_t = Connect::Auto)]
     pub connect: Connect,
     /// The form of the log
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
@@ -89,6 +119,15 @@ pub struct AgentArgs {
     /// What is logged: error, warn, info, debug, trace, or directives such as `info,mesh_agent=debug`
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
+}
+
+/// `--after-handover`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AfterHandover {
+    /// It ends.
+    End,
+    /// It waits for SIGTERM: a kubelet would start an agent that ended again, as the successor of its successor.
+    Wait,
 }
 
 /// `--transport`.
@@ -121,9 +160,11 @@ pub enum Unclassified {
 /// `--connect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Connect {
-    /// When the destination has been dialled, with that outcome.
+    /// As the pods' MeshConfigs say; honest where none does.
+    Auto,
+    /// Of every pod: when the destination has been dialled, with that outcome.
     Honest,
-    /// At once; a failure reaches the client as a reset.
+    /// Of every pod: at once; a failure reaches the client as a reset.
     Eager,
 }
 
@@ -145,16 +186,25 @@ impl From<Transport> for TransportPreference {
     }
 }
 
-impl From<Connect> for ConnectMode {
+impl From<Connect> for ConnectChoice {
     fn from(connect: Connect) -> Self {
         match connect {
-            Connect::Honest => Self::Honest,
-            Connect::Eager => Self::Eager,
+            Connect::Auto => Self::Pods,
+            Connect::Honest => Self::Node(ConnectMode::Honest),
+            Connect::Eager => Self::Node(ConnectMode::Eager),
         }
     }
 }
 
 impl AgentArgs {
+    /// Finds what was left to be found on this node.
+    pub fn resolve(mut self) -> Result<Self, RootError> {
+        if self.pods_cgroup == Path::new(AUTO) {
+            self.pods_cgroup = find_pods_root()?;
+        }
+        Ok(self)
+    }
+
     /// Which node this is.
     pub fn node_settings(&self) -> NodeSettings {
         NodeSettings {
@@ -213,6 +263,28 @@ mod tests {
         assert_eq!(cli.check.flatten().unwrap(), PathBuf::from("/sys/fs/cgroup/kubepods"));
         assert!(Cli::try_parse_from(["mesh-agent"]).is_err());
         assert!(Cli::try_parse_from(&FEW[..5]).is_err());
+    }
+
+    #[test]
+    fn the_rendered_manifest_starts_an_agent_that_waits_for_the_rollout_to_end_it() {
+        let manifest = include_str!("../../deploy/manifests/04-agent.yaml");
+        let lines = manifest.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+        let arguments = lines.map(|argument| format!("--{argument}"));
+        let cli = Cli::try_parse_from(["mesh-agent".to_owned()].into_iter().chain(arguments)).unwrap();
+        let agent = cli.agent.unwrap();
+        assert_eq!(agent.after_handover, AfterHandover::Wait);
+        assert_eq!((agent.node.as_str(), agent.metrics_addr.port()), ("$(NODE_NAME)", 15020));
+        let probe = format!("--ready={}", agent.admin_socket.display());
+        assert!(manifest.contains(&format!("command: [/usr/local/bin/mesh-agent, {probe}]")));
+        assert!(Cli::try_parse_from(["mesh-agent", &probe]).unwrap().ready.is_some());
+        let pins = agent.pin_dir.display();
+        let (leave, left) = (format!("--leave={pins}"), format!("--left={pins}"));
+        let way_out = include_str!("../../deploy/leave/agent.yaml");
+        assert!(
+            way_out.contains(&format!("- {leave}\n")) && way_out.contains(&format!("mesh-agent, {left}]"))
+        );
+        assert!(Cli::try_parse_from(["mesh-agent", &leave]).unwrap().leave.is_some());
+        assert!(Cli::try_parse_from(["mesh-agent", &left]).unwrap().left.is_some());
     }
 
     #[test]

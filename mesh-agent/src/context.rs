@@ -10,7 +10,9 @@ use mesh_core::snapshot::Snapshot;
 use crate::balance::Balancer;
 use crate::control::{Lookup, Published};
 use crate::identify::{Svid, SvidStore};
+use crate::intercept::Kubelet;
 use crate::observe::Metrics;
+use crate::route::Known;
 use crate::transport::{AcceptorSettings, DialerSettings};
 
 /// How often a missing certificate is looked for again while a connection waits.
@@ -71,6 +73,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Open connections of each endpoint, and session affinity.
     pub balancer: Balancer,
+    /// Who may ask probes' ports in plaintext; nobody where this is not known.
+    pub kubelet: Option<Arc<Kubelet>>,
     /// Limits.
     pub config: DataplaneConfig,
 }
@@ -79,6 +83,11 @@ impl Context {
     /// The current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.published.load()
+    }
+
+    /// What the routing of a connection goes by.
+    pub fn known(&self) -> Known<'_> {
+        Known { published: &self.published, lookup: &self.lookup }
     }
 
     /// The SVID of a local identity. A pod that was enrolled a moment ago may wait for its first one; `None` when there

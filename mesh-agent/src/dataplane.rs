@@ -84,6 +84,15 @@ impl Dataplane {
         self.fleet.send(0, Order::Follow(Box::new(events)));
     }
 
+    /// Hands out no more of them: when it returns, another agent may. What was handed out is answered all the same.
+    pub async fn leave_held(&self) {
+        let (to, left) = oneshot::channel();
+        self.fleet.send(0, Order::Leave(to));
+        if left.await.is_err() {
+            tracing::error!("the worker that follows held connections has ended");
+        }
+    }
+
     /// Connections that are open now, tunnels without one included.
     pub fn open(&self) -> usize {
         self.fleet.open()

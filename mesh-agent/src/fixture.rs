@@ -39,6 +39,8 @@ pub(crate) fn workload(name: &str, address: IpAddr) -> Workload {
         policies: Vec::new(),
         served: Default::default(),
         agent_lost_after: None,
+        connect: None,
+        probes: Default::default(),
     }
 }
 
@@ -48,7 +50,7 @@ pub(crate) fn policy_name() -> PolicyName {
 
 /// A policy that denies everybody `port`.
 pub(crate) fn deny(port: u16) -> AuthorizationPolicy {
-    let to = vec![Operation { ports: vec![port], not_ports: Vec::new() }];
+    let to = vec![Operation { ports: vec![port], ..Operation::default() }];
     let rules = vec![Rule { from: Vec::new(), to }];
     AuthorizationPolicy { name: policy_name(), action: Action::Deny, rules }
 }
@@ -75,6 +77,7 @@ pub(crate) fn context(published: Published, config: DataplaneConfig) -> Arc<Cont
         svids: Arc::new(SvidStore::new()),
         metrics: Metrics::new(SeriesLimits::default()),
         balancer: Balancer::default(),
+        kubelet: None,
         config,
     })
 }

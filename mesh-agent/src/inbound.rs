@@ -6,19 +6,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use mesh_core::authorize::{Peer, PlainReason};
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::Workload;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::accept::{self, Accepted};
 use crate::authorize::{self, Permit, Registered};
 use crate::context::Context;
 use crate::dataplane::{Handshaking, PodState, Worker};
-use crate::observe::{AcceptFailure, Facts, Outcome, Record, Reporter, Side};
-use crate::transport::{self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError};
+use crate::observe::{AcceptFailure, Facts, Near, Outcome, Record, Reporter, Side, Speaker};
+use crate::transport::{
+    self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError, Watch,
+};
 
 /// Serves one connection to a pod's 15008 to its end: handshake with the pod's own SVID, then any number of OPENs.
 pub(crate) async fn serve_mtls(
@@ -98,8 +102,8 @@ impl Admit for Gate {
         record.facts.dialled = Some(accept::canonical(open.destination));
         match self.pass(peer, open, &mut record).await {
             Ok((app, registered, cut)) => {
-                record.opened();
-                Ok(Admitted { app, cut, record: Passed { record, registered } })
+                let watch = Watch { cut, meter: record.meter(Near::Server) };
+                Ok(Admitted { app, watch, record: Passed { record, registered } })
             }
             Err((code, outcome)) => {
                 let message = outcome.reason.clone();
@@ -208,9 +212,11 @@ pub(crate) async fn serve_plain(worker: &Worker, accepted: Accepted, pod: Arc<Po
     facts.protocol = Some(Protocol::Plain);
     let mut record = Record::new(&worker.ctx.metrics, facts);
     let outcome = match pass_plain(worker, (client, dst), &pod, &mut record).await {
-        Ok((app, registered, cut)) => {
-            record.opened();
-            let relayed = transport::plain::relay(io, app, Bytes::new(), cut).await;
+        Ok(((app, registered, cut), reason)) => {
+            // Strict takes the kubelet's probes too.
+            let _heard = (reason == PlainReason::NotMeshed).then(|| hear(worker, &pod, (client, dst)));
+            let watch = Watch { cut, meter: record.meter(Near::Client) };
+            let relayed = transport::plain::relay(io, app, Bytes::new(), watch).await;
             drop(registered);
             record.carried(relayed.to_near, relayed.from_near);
             Outcome::of_end(&relayed.end, "reset_by_client", "reset_by_server")
@@ -229,26 +235,62 @@ async fn pass_plain(
     (client, dst): (SocketAddr, SocketAddr),
     pod: &Arc<PodState>,
     record: &mut Record,
-) -> Result<Entered, Outcome> {
+) -> Result<(Entered, PlainReason), Outcome> {
     let snapshot = worker.ctx.snapshot();
     record.facts.source.workload = snapshot.workload_at(client.ip()).cloned();
     let workload: &Arc<Workload> =
         snapshot.workload(&pod.net.uid).ok_or_else(|| Outcome::unknown_source(&pod.net.uid))?;
     record.facts.destination = Side::unproven(workload);
     record.facts.service = workload.served.get(&dst.port()).cloned();
-    let peer = Peer::Plain(PlainReason::NotMeshed);
-    let permit = authorize::inbound(&snapshot, peer, client.ip(), workload, dst.port())
+    let reason = plain_reason(worker, workload, (client, dst));
+    let permit = authorize::inbound(&snapshot, Peer::Plain(reason), client.ip(), workload, dst.port())
         .map_err(|denial| Outcome::from(&denial))?;
     drop(snapshot);
     record.facts.audit = permit.audit().to_vec();
     let app = dial(&worker.ctx, pod, (dst, client), &permit).await.map_err(|(_, outcome)| outcome)?;
     match worker.register(pod, &permit) {
-        Ok((registered, cut)) => Ok((app, registered, cut)),
+        Ok((registered, cut)) => Ok(((app, registered, cut), reason)),
         Err(outcome) => {
             accept::reset(app);
             Err(outcome)
         }
     }
+}
+
+/// Notes a plaintext connection among those that strict would break, until what is given back is dropped. Beside the
+/// connection, which does not wait for the name of its client.
+fn hear(worker: &Worker, pod: &PodState, (client, dst): (SocketAddr, SocketAddr)) -> oneshot::Sender<()> {
+    let (open, ended) = oneshot::channel();
+    let (ctx, uid) = (Arc::clone(&worker.ctx), pod.net.uid.clone());
+    tokio::task::spawn_local(async move {
+        let Some(workload) = ctx.snapshot().workload(&uid).cloned() else { return };
+        let known = || ctx.snapshot().workload_at(client.ip()).map(|of| Speaker::Workload((&**of).into()));
+        if known().is_none()
+            && let Some(_asking) = ctx.metrics.plaintext.may_ask(&workload, dst.port())
+            && tokio::time::timeout(ctx.config.label_wait, ctx.lookup.ensure(client.ip())).await.is_err()
+        {
+            tracing::debug!(%client, "whose address it is that speaks plaintext is not known yet");
+        }
+        let source = known().unwrap_or(Speaker::Address(client.ip()));
+        let _speaking = ctx.metrics.plaintext.note(source, &workload, dst.port(), SystemTime::now());
+        // An error: nothing is ever sent, the other end is dropped.
+        ended.await.unwrap_or_default();
+    });
+    open
+}
+
+/// Who speaks plaintext. Only where it may matter is the kernel asked.
+fn plain_reason(
+    worker: &Worker,
+    workload: &Workload,
+    (client, dst): (SocketAddr, SocketAddr),
+) -> PlainReason {
+    let kubelet = worker.ctx.kubelet.as_ref().filter(|_| workload.probes.contains(&dst.port()));
+    if kubelet.is_some_and(|kubelet| kubelet.made(client, dst)) {
+        worker.ctx.metrics.probes.inc();
+        return PlainReason::Kubelet;
+    }
+    PlainReason::NotMeshed
 }
 
 /// Dials the application, which sees `client` as its peer.

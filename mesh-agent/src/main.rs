@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use mesh_agent::config::{AgentArgs, Cli, LogFormat};
-use mesh_agent::observe::LogWriter;
+use mesh_agent::observe::{JsonLines, LogWriter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
@@ -16,14 +16,16 @@ const CONTROL_THREADS: usize = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(pods_cgroup) = cli.check {
-        return match mesh_agent::run::check(pods_cgroup.as_deref()) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => {
-                eprintln!("mesh-agent: {error:#}");
-                ExitCode::FAILURE
-            }
-        };
+        return told(mesh_agent::run::check(pods_cgroup.as_deref()));
+    }
+    if let Some(socket) = cli.ready {
+        return told(mesh_agent::run::ready(&socket));
+    }
+    if let Some(pin_dir) = cli.leave {
+        return told(mesh_agent::run::leave(&pin_dir).map(|()| true));
+    }
+    if let Some(pin_dir) = cli.left {
+        return told(mesh_agent::run::left(&pin_dir));
     }
     let Some(args) = cli.agent else {
         Cli::command()
@@ -45,6 +47,18 @@ fn main() -> ExitCode {
             let error = causes(&error);
             tracing::error!("{error}");
             eprintln!("mesh-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The exit code of a question's answer.
+fn told(answer: Result<bool>) -> ExitCode {
+    match answer {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -85,7 +99,7 @@ fn log_to_stdout(args: &AgentArgs) -> Result<LogWriter> {
     let writer = LogWriter::start().context("starting the log's thread")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer.clone());
     match args.log_format {
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => log.event_format(JsonLines).init(),
         LogFormat::Text => log.init(),
     }
     Ok(writer)

@@ -7,7 +7,7 @@ mod released;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mesh_core::model::Workload;
@@ -20,10 +20,10 @@ use crate::balance::Asker;
 use crate::dataplane::{PodState, Worker};
 use crate::identify::HandshakeFailure;
 use crate::intercept::Held;
-use crate::observe::{Facts, Outcome, Record, Reporter, Side};
+use crate::observe::{self, Facts, Outcome, Record, Reporter, Side};
 use crate::route::{self, Routed};
 use crate::transport::{
-    self, End, NotOpened, Open, OpenError, Protocol, Refusal, RefusalCode, Relayed, Target, Tunnel,
+    self, End, NotOpened, Open, OpenError, Protocol, Refusal, RefusalCode, Relayed, Target, Tunnel, Watch,
 };
 use near::{Failure, Near};
 
@@ -31,6 +31,11 @@ pub(crate) use released::release;
 
 /// How many distinct endpoints of a service are tried before the client is told.
 const MOST_ENDPOINTS: usize = 3;
+
+/// How long a connection waits until two nodes agree on a pod that joins the mesh or leaves it: its own node may hear of it
+/// earlier, or take a moment to serve it. Until then a tunnel is the only way there, and is refused.
+const AGREEING: Duration = Duration::from_millis(1500);
+const AGREEING_POLL: Duration = Duration::from_millis(20);
 
 /// What a reset is called here: the near socket is the client's.
 const NEAR: &str = "reset_by_client";
@@ -77,13 +82,21 @@ async fn run(worker: &Worker, mut near: Near, ends: (SocketAddr, SocketAddr), po
     let mut facts = Facts::new(Reporter::Source, ends.0);
     facts.dialled = Some(ends.1);
     let mut record = Record::new(&worker.ctx.metrics, facts);
+    let mut before = None;
+    let mut asked = Instant::now();
     let outcome = loop {
         let (same, failure) = match once(worker, near, ends, &pod, &mut record).await {
-            Attempt::Over(outcome) => break outcome,
+            Attempt::Over(outcome) => break outcome.explained_by(before),
             Attempt::Elsewhere(near, failure) | Attempt::Hopeless(near, failure) => (near, failure),
         };
+        if failure.outdated && asked.elapsed() < AGREEING {
+            // Less and less often: each look is a dial.
+            tokio::time::sleep(AGREEING_POLL.max(asked.elapsed() / 4)).await;
+            near = same;
+            continue;
+        }
         match same.fail(failure.answer).await {
-            Some(asking) => near = asking,
+            Some(asking) => (near, before, asked) = (asking, Some(failure.outcome), Instant::now()),
             None => break failure.outcome,
         }
     };
@@ -115,7 +128,8 @@ async fn plan(
     let source = authorize::source(&worker.ctx.snapshot(), &pod.net.uid, client.ip())
         .map_err(|unknown| Failure::passing(Outcome::unknown_source(&unknown.0)))?;
     record.facts.source = Side::proven(source.workload());
-    let routed = route::route(&worker.ctx, &source, dialled).await.map_err(|error| Failure::from(&error))?;
+    let routed =
+        route::route(worker.ctx.known(), &source, dialled).await.map_err(|error| Failure::from(&error))?;
     record.facts.service.clone_from(&routed.service);
     Ok(Plan { client, dialled, source, routed, pod })
 }
@@ -154,7 +168,8 @@ async fn attempt(
 ) -> Attempt {
     let facts = &mut record.facts;
     facts.endpoint = Some(candidate.address);
-    let behind = near.while_waiting(route::enrolled_behind(&worker.ctx, &plan.routed, candidate)).await;
+    let behind =
+        near.while_waiting(route::enrolled_behind(worker.ctx.known(), &plan.routed, candidate)).await;
     let behind = match behind {
         Some(Ok(behind)) => behind,
         Some(Err(error)) => return Attempt::Elsewhere(near, Failure::from(&error)),
@@ -199,7 +214,8 @@ async fn tunnel(
                 Failure::passing(Outcome::no_certificate(plan.source.identity())),
             );
         }
-        None => return Attempt::Over(Outcome::gave_up()),
+        // It is what the client waited for.
+        None => return Attempt::Over(Outcome::no_certificate(plan.source.identity())),
     };
     let open = Open { destination: endpoint.address, client: plan.client };
     let target = Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open };
@@ -222,8 +238,8 @@ async fn tunnel(
     record.facts.protocol = Some(tunnel.protocol());
     let relayed = match near {
         Near::Accepted { io, replay } => {
-            record.opened();
-            tunnel.relay(io, replay, cut).await
+            let watch = Watch { cut, meter: record.meter(observe::Near::Client) };
+            tunnel.relay(io, replay, watch).await
         }
         Near::Held(held) => match open_first(worker, tunnel, held, (cut, record)).await {
             Ok(relayed) => relayed,
@@ -263,8 +279,8 @@ async fn open_first(
     match held.connected().await {
         Ok(io) => {
             drop(held);
-            record.opened();
-            Ok(opened.relay(io, cut).await)
+            let watch = Watch { cut, meter: record.meter(observe::Near::Client) };
+            Ok(opened.relay(io, watch).await)
         }
         Err(error) => {
             opened.abort();
@@ -315,8 +331,8 @@ async fn plain(
             }
         },
     };
-    record.opened();
-    let relayed = transport::plain::relay(io, far, replay, cut).await;
+    let watch = Watch { cut, meter: record.meter(observe::Near::Client) };
+    let relayed = transport::plain::relay(io, far, replay, watch).await;
     drop(registered);
     finish(relayed, record)
 }
@@ -326,7 +342,9 @@ fn open_failed(worker: &Worker, near: Near, error: &OpenError) -> Attempt {
     let failure = Failure::from(error);
     match error {
         OpenError::Dial { source, .. } if is_ours(source) => Attempt::Hopeless(near, failure),
-        OpenError::Dial { .. } | OpenError::Timeout { .. } => Attempt::Elsewhere(near, failure),
+        OpenError::Dial { .. } | OpenError::Unanswered { .. } | OpenError::Timeout { .. } => {
+            Attempt::Elsewhere(near, failure)
+        }
         OpenError::Handshake { reason, .. } => {
             worker.ctx.metrics.handshake_failed(reason.code());
             let ours = matches!(reason, HandshakeFailure::OwnExpired | HandshakeFailure::Config(_));

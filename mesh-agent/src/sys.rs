@@ -27,7 +27,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub use query::cgroup_programs;
-pub use tcp::{acknowledged_beyond, bytes_written, ended_unread};
+pub use tcp::{acknowledged_beyond, bytes_written, ended_unread, probe_peer};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
@@ -35,6 +35,7 @@ const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// How long a silent peer node is waited for.
 const PEER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -235,6 +236,11 @@ struct LinkUpdate {
 }
 
 #[repr(C)]
+struct LinkDetach {
+    link: RawFd,
+}
+
+#[repr(C)]
 struct InfoByFd {
     fd: RawFd,
     length: u32,
@@ -276,6 +282,12 @@ impl PinnedLink {
         let attr =
             LinkUpdate { link: self.0.as_raw_fd(), program: program.as_raw_fd(), flags: 0, old_program: 0 };
         bpf(BPF_LINK_UPDATE, &attr).map(drop)
+    }
+
+    /// Takes the program off at once. The pin stays.
+    pub fn detach(&self) -> io::Result<()> {
+        let attr = LinkDetach { link: self.0.as_raw_fd() };
+        bpf(BPF_LINK_DETACH, &attr).map(drop)
     }
 
     /// The id of the cgroup that a cgroup link is attached to; 0 when that cgroup is gone.

@@ -34,7 +34,13 @@ fn first(version: u64) -> proto::ControllerMessage {
 }
 
 async fn begun() -> (Rig, ServerStream) {
+    begun_with(3600).await
+}
+
+async fn begun_with(ttl_seconds: i64) -> (Rig, ServerStream) {
     let mut rig = Rig::start().await;
+    rig.ca.ttl_seconds.store(ttl_seconds, Ordering::Relaxed);
+    rig.ca.node_ttl_seconds.store(ttl_seconds, Ordering::Relaxed);
     rig.run().await;
     let mut stream = rig.stream().await;
     assert!(stream.hello().await.addresses.is_empty());
@@ -165,7 +171,7 @@ async fn another_trust_domain_or_an_empty_bundle_is_refused() {
     let mut stream = rig.stream().await;
     stream.hello().await;
     let mut message = first(3);
-    message.trust_bundle = Some(proto::TrustBundle { roots_der: vec![] });
+    message.trust_bundle = Some(proto::TrustBundle::default());
     stream.send(message).await;
     assert!(stream.ack(3).await.contains("trust bundle"));
     assert_eq!(rig.control.published.load().version, 1);
@@ -291,6 +297,35 @@ async fn a_certificate_outlives_the_ca_until_its_end_and_comes_back_with_it() {
     rig.ca.away.store(false, Ordering::Relaxed);
     eventually("a new one", || held().is_some()).await;
     eventually("readiness", || rig.control.status.not_ready().is_none()).await;
+}
+
+#[tokio::test]
+async fn what_another_root_signed_is_signed_anew_soon_and_the_bundle_in_use_is_told() {
+    // A hundredth of 120 s is how soon.
+    let (rig, mut stream) = begun_with(120).await;
+    let held = || rig.control.svids.get(&id("web"), SystemTime::now());
+    eventually("a certificate", || held().is_some()).await;
+    let (first, renewals) = (held().unwrap(), rig.ca.renewals.load(Ordering::Relaxed));
+
+    // The next root is trusted, and signs nothing yet: nothing is asked for.
+    let mut message = control_fixture::message(2);
+    message.trust_bundle = Some(rig.ca.both());
+    stream.send(message).await;
+    assert_eq!(stream.acknowledged(2).await.bundle_id, b"both");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(held().unwrap().generation, first.generation);
+
+    // It signs: half of the life would be a minute away.
+    rig.ca.rotated.store(true, Ordering::Relaxed);
+    let mut message = control_fixture::message(3);
+    message.trust_bundle = Some(rig.ca.both());
+    stream.send(message).await;
+    assert_eq!(stream.acknowledged(3).await.bundle_id, b"both");
+    eventually("a certificate of the next root", || held().unwrap().generation > first.generation).await;
+    eventually("a node certificate of it", || rig.ca.renewals.load(Ordering::Relaxed) > renewals).await;
+    let second = held().unwrap().generation;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(held().unwrap().generation, second, "once is enough");
 }
 
 #[tokio::test]

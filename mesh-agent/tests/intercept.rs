@@ -13,8 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
+use aya::programs::links::PinnedLink;
 use mesh_agent::intercept::{Interceptor, PodEvent};
-use mesh_common::{Endpoint, MAX_PENDING, MAX_PODS, OrigKey, Pod};
+use mesh_common::{Endpoint, MAX_PENDING, MAX_PODS, MAX_UNSERVED, OrigKey, Pod};
+use mesh_core::snapshot::Upsert;
 use pod_fixture::{Fixture, OUT4, OUT6, POD4, POD6, accept};
 
 /// Not a test: what the processes in the pods run.
@@ -169,12 +171,10 @@ fn inbound_connections_reach_the_listener_of_their_kind_and_an_empty_slot_drops(
     }
     drop(listeners);
     for (own, port) in [(POD4, 90), (POD6, 90), (POD4, 15008), (POD6, 15008)] {
-        assert_eq!(
-            outsider.ask(&format!("connect {}", SocketAddr::new(own, port))),
-            "error=ConnectionRefused"
-        );
+        outsider.until_refused(&SocketAddr::new(own, port).to_string());
     }
     assert_eq!((node.reason("lookup_empty_slot"), node.reason("lookup_closed_port")), (4, 6));
+    assert_eq!(server.heard(), None);
     node.die();
 }
 
@@ -214,6 +214,27 @@ fn unenrolment_restores_direct_connections_both_ways() {
 }
 
 #[test]
+fn unenrolment_ends_the_lookup_at_once_also_while_somebody_has_its_link_open() {
+    let Some(fixture) = Fixture::new("flap") else { return };
+    let mut pod = fixture.pod();
+    let mut outsider = fixture.outsider();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    assert_eq!(pod.ask("listen 0.0.0.0:90"), "listening");
+    // As the kernel itself has it for a while after the pin is gone.
+    let pins = std::fs::read_dir(fixture.pin_dir.join("lookups")).unwrap();
+    let open: Vec<_> = pins.map(|pin| PinnedLink::from_pin(pin.unwrap().path()).unwrap()).collect();
+    assert_eq!(open.len(), 1);
+    fixture.publish(false);
+    assert!(matches!(node.event(), PodEvent::Down { gone: false, .. }));
+    drop(listeners);
+    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+    assert_eq!(node.reason("lookup_empty_slot"), 0);
+    node.die();
+}
+
+#[test]
 fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
     let Some(fixture) = Fixture::new("adopt") else { return };
     let mut pod = fixture.pod();
@@ -234,8 +255,8 @@ fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
     let before = links();
     drop((net, listeners));
     node.die();
-    assert_eq!(outsider.ask(&format!("connect {POD4}:90")), "error=ConnectionRefused");
-    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=ConnectionRefused");
+    outsider.until_refused(&format!("{POD4}:90"));
+    pod.until_refused(&format!("{OUT4}:91"));
     let mut node = fixture.node();
     let (net, listeners) = node.up();
     assert_eq!(links(), before);
@@ -251,8 +272,11 @@ fn a_dead_agent_leaves_the_pod_closed_and_a_new_one_adopts_it() {
     // Un-enrolled while no agent ran: the next one opens what it finds closed.
     fixture.publish(false);
     let node = fixture.node();
-    thread::sleep(Duration::from_millis(600));
-    assert!(links().is_empty());
+    let until = Instant::now() + Duration::from_secs(10);
+    while !links().is_empty() {
+        assert!(Instant::now() < until, "{:?}", links());
+        thread::sleep(Duration::from_millis(10));
+    }
     assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
     assert!(pod.answer().starts_with(&format!("accept={OUT4}")));
     node.die();
@@ -267,10 +291,8 @@ fn a_taken_port_keeps_the_pod_closed_with_a_problem() {
     assert_eq!(outsider.ask("listen 0.0.0.0:91"), "listening");
     let mut node = fixture.node();
     fixture.publish(true);
-    thread::sleep(Duration::from_millis(600));
-    let problems = node.interceptor.problems();
-    assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].reason, "port 15006 is taken in the pod's network namespace");
+    node.refuses("port 15006 is taken in the pod's network namespace");
+    assert_eq!(node.interceptor.problems().len(), 1);
     assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=PermissionDenied");
     assert_eq!(outsider.ask(&format!("connect {POD4}:15006")), "error=ConnectionRefused");
     assert_eq!(node.reason("connect_pod_closed"), 1);
@@ -279,8 +301,11 @@ fn a_taken_port_keeps_the_pod_closed_with_a_problem() {
     let (_net, listeners) = node.up();
     assert_eq!(again.ask(&format!("connect {OUT4}:91")), format!("peer={OUT4}:91 local={POD4}"));
     accept(&listeners.outbound);
-    thread::sleep(Duration::from_millis(300));
-    assert!(node.interceptor.problems().is_empty());
+    let until = Instant::now() + Duration::from_secs(10);
+    while !node.interceptor.problems().is_empty() {
+        assert!(Instant::now() < until, "{:?}", node.interceptor.problems());
+        thread::sleep(Duration::from_millis(10));
+    }
     node.die();
 }
 
@@ -329,7 +354,7 @@ fn a_pinned_map_of_another_version_is_refused_and_what_is_attached_stays() {
         std::fs::rename(kept, fixture.pin_dir.join(map)).unwrap();
     }
     assert_eq!(attached(&fixture), before);
-    assert_eq!(pod.ask(&format!("connect {OUT4}:91")), "error=ConnectionRefused");
+    pod.until_refused(&format!("{OUT4}:91"));
 }
 
 #[test]
@@ -418,5 +443,37 @@ fn a_full_map_refuses_what_comes_and_counts_it() {
     let (stream, peer) = accept(&listeners.outbound);
     assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), None);
     assert_eq!(node.reason("orig_dst_full"), 1);
+    node.die();
+}
+
+#[test]
+fn what_the_full_map_of_unserved_addresses_cannot_take_is_the_agents_to_refuse_and_counted() {
+    let Some(fixture) = Fixture::new("unserved") else { return };
+    let mut pod = fixture.pod();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (_net, listeners) = node.up();
+    let [first, second]: [SocketAddr; 2] = ["10.95.0.1:80", "10.95.0.2:80"].map(|at| at.parse().unwrap());
+    fixture.tell(vec![Upsert::Unserved(first)]);
+    pod.until_refused(&first.to_string());
+    let mut unserved: HashMap<_, Endpoint, u8> = pinned(&fixture, "UNSERVED");
+    let strangers = (1..MAX_UNSERVED).map(|number| Endpoint {
+        addr: u128::from(number).to_be_bytes(),
+        port: 1,
+        ..Endpoint::default()
+    });
+    for stranger in strangers {
+        unserved.insert(stranger, 0, 0).unwrap();
+    }
+    fixture.tell(vec![Upsert::Unserved(second)]);
+    let until = Instant::now() + pod_fixture::LIMIT;
+    while node.reason("unserved_map_full") == 0 {
+        assert!(Instant::now() < until, "nothing was left out");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(node.reason("unserved_map_full"), 1);
+    assert_eq!(pod.ask(&format!("connect {first}")), "error=ConnectionRefused");
+    assert_eq!(pod.ask(&format!("connect {second}")), format!("peer={second} local={POD4}"));
+    accept(&listeners.outbound);
     node.die();
 }

@@ -11,11 +11,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_core::identity::{IdentityError, SpiffeId};
 use mesh_core::model::{
-    Action, Affinity, AuthorizationPolicy, Endpoint, EndpointHealth, MtlsMode, MtlsModes, Operation, Owner,
-    PolicyName, Rule, Service, ServiceName, ServicePort, Source, StringMatch, TrafficScope, Workload,
-    WorkloadUid,
+    Action, Affinity, AuthorizationPolicy, ConnectMode, Endpoint, EndpointHealth, MtlsMode, MtlsModes,
+    Operation, Owner, PolicyName, Protocol, Rule, Service, ServiceName, ServicePort, Source, StringMatch,
+    TrafficScope, Workload, WorkloadUid,
 };
-use mesh_core::snapshot::{Delta, Remove, Upsert};
+use mesh_core::snapshot::{Delta, Remove, UdpBackend, Upsert};
 
 use crate::{addr, proto};
 
@@ -55,6 +55,9 @@ pub enum Problem {
     /// Not an action that this version knows.
     #[error("{0} is not an action that this version knows")]
     Action(i32),
+    /// Not a protocol that this version knows.
+    #[error("{0} is not a protocol that this version knows")]
+    Protocol(i32),
 }
 
 /// Decodes a whole message. The trust domain and the bundle are the caller's to check.
@@ -76,6 +79,7 @@ pub fn upsert(resource: proto::Resource) -> Result<Upsert, DecodeError> {
         Some(Kind::Policy(p)) => policy(p).map(Upsert::Policy),
         Some(Kind::Absent(bytes)) => absent(&bytes).map(Upsert::Absent),
         Some(Kind::Unserved(address)) => unserved(&address).map(Upsert::Unserved),
+        Some(Kind::Udp(target)) => udp_target(target),
         None => Err(At("resource").error("kind", Problem::Missing)),
     }
 }
@@ -90,6 +94,7 @@ pub fn remove(name: proto::ResourceName) -> Result<Remove, DecodeError> {
         Some(Kind::Policy(name)) => at.policy_name("policy", Some(name)).map(Remove::Policy),
         Some(Kind::Absent(bytes)) => absent(&bytes).map(Remove::Absent),
         Some(Kind::Unserved(address)) => unserved(&address).map(Remove::Unserved),
+        Some(Kind::Udp(address)) => At("address of UDP rules").socket(&address).map(Remove::Udp),
         None => Err(at.error("kind", Problem::Missing)),
     }
 }
@@ -127,6 +132,8 @@ pub fn workload(workload: proto::Workload) -> Result<Workload, DecodeError> {
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),
         },
+        connect: connect(workload.connect),
+        probes: workload.probes.into_iter().map(|port| at.port("probes", port)).collect::<Result<_, _>>()?,
     })
 }
 
@@ -172,14 +179,33 @@ fn absent(bytes: &[u8]) -> Result<IpAddr, DecodeError> {
 }
 
 fn unserved(unserved: &proto::SocketAddress) -> Result<SocketAddr, DecodeError> {
-    let at = At("unserved address");
-    Ok(SocketAddr::new(at.address("address", &unserved.address)?, at.port("port", unserved.port)?))
+    At("unserved address").socket(unserved)
+}
+
+fn udp_target(target: proto::UdpTarget) -> Result<Upsert, DecodeError> {
+    let at = At("address of UDP rules");
+    let address = target.address.ok_or_else(|| at.error("address", Problem::Missing))?;
+    let backend = |b: proto::UdpBackend| {
+        let workload = WorkloadUid(at.text("behind.workload_uid", b.workload_uid)?);
+        Ok(UdpBackend { workload, port: at.port("behind.port", b.port)? })
+    };
+    let behind = target.behind.into_iter().map(backend).collect::<Result<_, _>>()?;
+    Ok(Upsert::Udp(at.socket(&address)?, behind))
 }
 
 fn mtls(mode: i32) -> MtlsMode {
     match proto::MtlsMode::try_from(mode) {
         Ok(proto::MtlsMode::Permissive) => MtlsMode::Permissive,
         Ok(proto::MtlsMode::Strict | proto::MtlsMode::Unspecified) | Err(_) => MtlsMode::Strict,
+    }
+}
+
+/// What this build does not know is left to the node.
+fn connect(mode: i32) -> Option<ConnectMode> {
+    match proto::ConnectMode::try_from(mode) {
+        Ok(proto::ConnectMode::Honest) => Some(ConnectMode::Honest),
+        Ok(proto::ConnectMode::Eager) => Some(ConnectMode::Eager),
+        Ok(proto::ConnectMode::Unspecified) | Err(_) => None,
     }
 }
 
@@ -224,7 +250,13 @@ fn source(at: &At<'_>, source: proto::Source) -> Result<Source, DecodeError> {
 
 fn operation(at: &At<'_>, operation: &proto::Operation) -> Result<Operation, DecodeError> {
     let ports = |field, list: &[u32]| list.iter().map(|p| at.port(field, *p)).collect::<Result<_, _>>();
+    let protocol = match proto::Protocol::try_from(operation.protocol) {
+        Ok(proto::Protocol::Tcp) => Protocol::Tcp,
+        Ok(proto::Protocol::Udp) => Protocol::Udp,
+        Err(_) => return Err(at.error("rules.to.protocol", Problem::Protocol(operation.protocol))),
+    };
     Ok(Operation {
+        protocol,
         ports: ports("rules.to.ports", &operation.ports)?,
         not_ports: ports("rules.to.not_ports", &operation.not_ports)?,
     })
@@ -248,6 +280,10 @@ impl At<'_> {
 
     fn address(&self, field: &'static str, bytes: &[u8]) -> Result<IpAddr, DecodeError> {
         addr::from_bytes(bytes).ok_or_else(|| self.error(field, Problem::AddressLength(bytes.len())))
+    }
+
+    fn socket(&self, address: &proto::SocketAddress) -> Result<SocketAddr, DecodeError> {
+        Ok(SocketAddr::new(self.address("address", &address.address)?, self.port("port", address.port)?))
     }
 
     fn addresses(&self, field: &'static str, list: &[Vec<u8>]) -> Result<Vec<IpAddr>, DecodeError> {

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::{
-    Action, Affinity, AuthorizationPolicy, Endpoint, EndpointHealth, MtlsMode, Operation, PolicyName, Rule,
-    Service, ServiceName, Source, StringMatch, TrafficScope, Workload,
+    Action, Affinity, AuthorizationPolicy, ConnectMode, Endpoint, EndpointHealth, MtlsMode, Operation,
+    PolicyName, Protocol, Rule, Service, ServiceName, Source, StringMatch, TrafficScope, Workload,
 };
-use mesh_core::snapshot::{Delta, Remove, Upsert};
+use mesh_core::snapshot::{Delta, Remove, UdpBackend, Upsert};
 
 use crate::proto;
 
@@ -34,6 +34,7 @@ pub fn upsert(upsert: &Upsert) -> proto::Resource {
         Upsert::Policy(p) => Kind::Policy(policy(p)),
         Upsert::Absent(a) => Kind::Absent(address(*a)),
         Upsert::Unserved(a) => Kind::Unserved(socket_address(*a)),
+        Upsert::Udp(a, behind) => Kind::Udp(udp_target(*a, behind)),
     };
     proto::Resource { kind: Some(kind) }
 }
@@ -47,6 +48,7 @@ pub fn remove(remove: &Remove) -> proto::ResourceName {
         Remove::Policy(name) => Kind::Policy(policy_name(name)),
         Remove::Absent(a) => Kind::Absent(address(*a)),
         Remove::Unserved(a) => Kind::Unserved(socket_address(*a)),
+        Remove::Udp(a) => Kind::Udp(socket_address(*a)),
     };
     proto::ResourceName { kind: Some(kind) }
 }
@@ -75,6 +77,8 @@ pub fn workload(workload: &Workload) -> proto::Workload {
         agent_lost_after_seconds: workload
             .agent_lost_after
             .map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX).max(1)),
+        connect: connect(workload.connect).into(),
+        probes: workload.probes.iter().map(|port| u32::from(*port)).collect(),
     }
 }
 
@@ -133,6 +137,14 @@ fn mtls(mode: MtlsMode) -> proto::MtlsMode {
     }
 }
 
+fn connect(mode: Option<ConnectMode>) -> proto::ConnectMode {
+    match mode {
+        None => proto::ConnectMode::Unspecified,
+        Some(ConnectMode::Honest) => proto::ConnectMode::Honest,
+        Some(ConnectMode::Eager) => proto::ConnectMode::Eager,
+    }
+}
+
 fn endpoint(endpoint: &Endpoint) -> proto::Endpoint {
     let health = match endpoint.health {
         EndpointHealth::Ready => proto::EndpointHealth::Ready,
@@ -146,6 +158,12 @@ fn endpoint(endpoint: &Endpoint) -> proto::Endpoint {
         health: health.into(),
         ports: endpoint.ports.iter().map(|(from, to)| (u32::from(*from), u32::from(*to))).collect(),
     }
+}
+
+fn udp_target(address: SocketAddr, behind: &[UdpBackend]) -> proto::UdpTarget {
+    let backend =
+        |b: &UdpBackend| proto::UdpBackend { workload_uid: b.workload.to_string(), port: b.port.into() };
+    proto::UdpTarget { address: Some(socket_address(address)), behind: behind.iter().map(backend).collect() }
 }
 
 fn rule(rule: &Rule) -> proto::Rule {
@@ -166,7 +184,15 @@ fn source(source: &Source) -> proto::Source {
 
 fn operation(operation: &Operation) -> proto::Operation {
     let ports = |list: &[u16]| list.iter().map(|p| u32::from(*p)).collect();
-    proto::Operation { ports: ports(&operation.ports), not_ports: ports(&operation.not_ports) }
+    let protocol = match operation.protocol {
+        Protocol::Tcp => proto::Protocol::Tcp,
+        Protocol::Udp => proto::Protocol::Udp,
+    };
+    proto::Operation {
+        ports: ports(&operation.ports),
+        not_ports: ports(&operation.not_ports),
+        protocol: protocol.into(),
+    }
 }
 
 fn pattern(pattern: &StringMatch) -> String {

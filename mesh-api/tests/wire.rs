@@ -9,11 +9,11 @@ use std::time::Duration;
 use mesh_api::{decode, encode, proto};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::model::{
-    Action, Affinity, AuthorizationPolicy, Endpoint, EndpointHealth, MtlsMode, MtlsModes, Operation, Owner,
-    PolicyName, Rule, Service, ServiceName, ServicePort, Source, StringMatch, TrafficScope, Workload,
-    WorkloadUid,
+    Action, Affinity, AuthorizationPolicy, ConnectMode, Endpoint, EndpointHealth, MtlsMode, MtlsModes,
+    Operation, Owner, PolicyName, Protocol, Rule, Service, ServiceName, ServicePort, Source, StringMatch,
+    TrafficScope, Workload, WorkloadUid,
 };
-use mesh_core::snapshot::{Delta, Remove, Upsert};
+use mesh_core::snapshot::{Delta, Remove, UdpBackend, Upsert};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use prost::Message;
@@ -48,24 +48,30 @@ fn workload() -> impl Strategy<Value = Workload> {
     let lists = (vec(address(), 0..3), btree_map(any::<u16>(), mode(), 0..3), vec(policy_name(), 0..3));
     let served = btree_map(any::<u16>(), service_name(), 0..3);
     let lost = proptest::option::of((1..=u32::MAX).prop_map(|seconds| Duration::from_secs(seconds.into())));
-    let more = (served, any::<bool>(), lost);
-    (texts, lists, more, mode()).prop_map(|(texts, lists, (served, enrolled, lost), default)| {
-        let (uid, name, namespace, account, node, owner) = texts;
-        let domain = TrustDomain::new("cluster.local").unwrap();
-        Workload {
-            uid: WorkloadUid(uid),
-            name,
-            identity: SpiffeId::new(domain, &namespace, &account).unwrap(),
-            node,
-            addresses: lists.0,
-            enrolled,
-            owner: Owner { kind: "Deployment".into(), name: owner },
-            mtls: MtlsModes { default, by_port: lists.1 },
-            policies: lists.2,
-            served,
-            agent_lost_after: lost,
-        }
-    })
+    let connect = prop_oneof![Just(None), Just(Some(ConnectMode::Honest)), Just(Some(ConnectMode::Eager))];
+    let probes = proptest::collection::btree_set(any::<u16>(), 0..3);
+    let more = (served, any::<bool>(), lost, (connect, probes));
+    (texts, lists, more, mode()).prop_map(
+        |(texts, lists, (served, enrolled, lost, (connect, probes)), default)| {
+            let (uid, name, namespace, account, node, owner) = texts;
+            let domain = TrustDomain::new("cluster.local").unwrap();
+            Workload {
+                uid: WorkloadUid(uid),
+                name,
+                identity: SpiffeId::new(domain, &namespace, &account).unwrap(),
+                node,
+                addresses: lists.0,
+                enrolled,
+                owner: Owner { kind: "Deployment".into(), name: owner },
+                mtls: MtlsModes { default, by_port: lists.1 },
+                policies: lists.2,
+                served,
+                agent_lost_after: lost,
+                connect,
+                probes,
+            }
+        },
+    )
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
@@ -132,7 +138,12 @@ fn source() -> impl Strategy<Value = Source> {
 
 fn policy() -> impl Strategy<Value = AuthorizationPolicy> {
     let ports = || vec(any::<u16>(), 0..3);
-    let operation = (ports(), ports()).prop_map(|(ports, not_ports)| Operation { ports, not_ports });
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let operation = (protocol, ports(), ports()).prop_map(|(protocol, ports, not_ports)| Operation {
+        protocol,
+        ports,
+        not_ports,
+    });
     let rule = (vec(source(), 0..3), vec(operation, 0..3)).prop_map(|(from, to)| Rule { from, to });
     let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)];
     (policy_name(), action, vec(rule, 0..3)).prop_map(|(name, action, rules)| AuthorizationPolicy {
@@ -142,20 +153,27 @@ fn policy() -> impl Strategy<Value = AuthorizationPolicy> {
     })
 }
 
+fn udp_backend() -> impl Strategy<Value = UdpBackend> {
+    (name(), any::<u16>()).prop_map(|(uid, port)| UdpBackend { workload: WorkloadUid(uid), port })
+}
+
 fn any_delta() -> impl Strategy<Value = Delta> {
     let upsert = prop_oneof![
         workload().prop_map(Upsert::Workload),
         service().prop_map(Upsert::Service),
         policy().prop_map(Upsert::Policy),
         address().prop_map(Upsert::Absent),
-        (address(), any::<u16>()).prop_map(|at| Upsert::Unserved(at.into()))
+        (address(), any::<u16>()).prop_map(|at| Upsert::Unserved(at.into())),
+        ((address(), any::<u16>()), vec(udp_backend(), 0..3))
+            .prop_map(|(at, behind)| Upsert::Udp(at.into(), behind))
     ];
     let remove = prop_oneof![
         name().prop_map(|uid| Remove::Workload(WorkloadUid(uid))),
         service_name().prop_map(Remove::Service),
         policy_name().prop_map(Remove::Policy),
         address().prop_map(Remove::Absent),
-        (address(), any::<u16>()).prop_map(|at| Remove::Unserved(at.into()))
+        (address(), any::<u16>()).prop_map(|at| Remove::Unserved(at.into())),
+        (address(), any::<u16>()).prop_map(|at| Remove::Udp(at.into()))
     ];
     (any::<u64>(), any::<bool>(), vec(upsert, 0..5), vec(remove, 0..5))
         .prop_map(|(version, reset, upserts, removes)| Delta { version, reset, upserts, removes })

@@ -12,21 +12,32 @@ use crate::table::Table;
 use crate::{Answer, inventory};
 
 /// One thing that was looked at.
-#[derive(Debug, PartialEq, Eq)]
-struct Check {
-    /// `node` or `agent`: who looked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    /// `node`, `agent` or `cluster`: who looked.
     by: &'static str,
-    name: String,
-    ok: bool,
+    pub(crate) name: String,
+    pub(crate) ok: bool,
     /// Something that does not keep the mesh from working, but that its owner should know.
-    weak: bool,
+    pub(crate) weak: bool,
     /// What was found.
-    found: String,
+    pub(crate) found: String,
     /// What to do when it is not right.
-    mend: String,
+    pub(crate) mend: String,
 }
 
 impl Check {
+    /// Something of the cluster.
+    pub(crate) fn of_cluster(name: &str, ok: bool, found: &str, mend: &str) -> Self {
+        let mend = if ok { String::new() } else { mend.to_owned() };
+        Self { by: "cluster", name: name.to_owned(), ok, weak: false, found: found.to_owned(), mend }
+    }
+
+    /// Something of the cluster that its owner should know, and that does not keep the mesh from working.
+    pub(crate) fn weak_of_cluster(name: &str, found: &str, mend: &str) -> Self {
+        Self { weak: true, ..Self::of_cluster(name, false, found, mend) }
+    }
+
     fn here(name: &str, found: Option<String>, mend: &str) -> Self {
         let ok = found.is_some();
         Self {
@@ -68,8 +79,14 @@ pub(crate) async fn check(socket: Option<&Path>) -> Result<Answer> {
             place.display()
         ));
     }
+    Ok(Answer { table, ..told(&checks, "") })
+}
+
+/// The checks, with what else is to be said.
+pub(crate) fn told(checks: &[Check], said: &str) -> Answer {
     let ok = checks.iter().all(|check| check.ok || check.weak);
-    Ok(Answer { json: json!({ "ok": ok, "checks": to_json(&checks) }), table, ok })
+    let json = json!({ "ok": ok, "checks": to_json(checks), "said": said });
+    Answer { json, table: render(checks) + said, ok }
 }
 
 fn here(mounts: &str, init_cgroup: &str, btf: bool) -> Vec<Check> {

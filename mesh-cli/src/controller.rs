@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use mesh_api::proto::admin_client::AdminClient;
-use mesh_api::proto::{CreateJoinTokenRequest, StatusRequest, StatusResponse};
+use mesh_api::proto::{
+    AuthorityStatus, CreateJoinTokenRequest, RotateRootRequest, StatusRequest, StatusResponse,
+};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::ControllerArgs;
@@ -28,6 +30,12 @@ pub(crate) async fn create_token(args: &ControllerArgs, node: String, ttl_second
     let mut client = AdminClient::new(connect(args).await?);
     let answer = client.create_join_token(CreateJoinTokenRequest { node, ttl_seconds }).await;
     answer.map(|answer| answer.into_inner().token).map_err(refused)
+}
+
+/// Asks for another root.
+pub(crate) async fn rotate_root(args: &ControllerArgs) -> Result<AuthorityStatus> {
+    let mut client = AdminClient::new(connect(args).await?);
+    client.rotate_root(RotateRootRequest {}).await.map(tonic::Response::into_inner).map_err(refused)
 }
 
 async fn connect(args: &ControllerArgs) -> Result<Channel> {

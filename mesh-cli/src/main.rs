@@ -1,8 +1,10 @@
-//! `meshctl`: look into a running Ferromesh. Arguments come in; a table or JSON goes out. Exit code 0 when it was
+//! `meshctl`: install Ferromesh, and look into a running one. Arguments come in; a table or JSON goes out. Exit code 0 when it was
 //! answered and nothing is missing, 1 with the reason on standard error otherwise.
 
 mod agent;
+mod authority;
 mod check;
+mod cluster;
 mod controller;
 mod explain;
 mod inventory;
@@ -16,7 +18,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-/// Look into a running Ferromesh.
+/// Install Ferromesh, and look into a running one.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version)]
 struct Cli {
@@ -64,22 +66,48 @@ enum Output {
 enum Command {
     /// Agents, versions, certificates and their ends, and what became of each object
     Status,
-    /// What would happen to a connection, step by step
+    /// What would happen to a connection or a datagram, step by step
     Explain {
         /// The pod that connects: NAMESPACE/POD
         source: String,
-        /// IP:PORT, NAMESPACE/SERVICE:PORT or SERVICE.NAMESPACE:PORT
+        /// IP:PORT, NAMESPACE/SERVICE:PORT or SERVICE.NAMESPACE:PORT; for UDP with udp:// in front
         destination: String,
     },
     /// Everything that this node's agent holds (no keys)
     Dump,
     /// What this node has and lacks, and the mend
-    Check,
+    Check {
+        /// Instead: what the cluster has and lacks
+        #[arg(long)]
+        cluster: bool,
+        #[command(flatten)]
+        kubectl: cluster::Kubectl,
+    },
+    /// Install the mesh on a cluster
+    Install(cluster::Install),
+    /// Install this version over another
+    Upgrade(cluster::Install),
+    /// Take every node of a cluster out of the mesh, and remove it
+    Uninstall(cluster::Uninstall),
     /// Join tokens
     Token {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// The certificate authority
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// What signs, which roots are trusted, and how far a change of the root has come
+    Status,
+    /// Makes another root: it is trusted first, signs when all agents trust it, and the one before goes when nothing lives
+    /// that it signed. No connection notices
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,7 +161,13 @@ async fn answer(cli: Cli) -> Result<Answer> {
             explain::answer(agent::get(socket.as_deref(), &target).await?)
         }
         Command::Dump => inventory::answer(agent::get(socket.as_deref(), "/dump").await?),
-        Command::Check => check::check(socket.as_deref()).await,
+        Command::Check { cluster: true, kubectl } => cluster::check(&kubectl),
+        Command::Check { .. } => check::check(socket.as_deref()).await,
+        Command::Install(args) => cluster::install(&args, false),
+        Command::Upgrade(args) => cluster::install(&args, true),
+        Command::Uninstall(args) => cluster::uninstall(&args),
+        Command::Ca { command: CaCommand::Status } => authority::status(&cli.global.controller).await,
+        Command::Ca { command: CaCommand::Rotate } => authority::rotate(&cli.global.controller).await,
         Command::Token { command: TokenCommand::Create { node, ttl_seconds } } => {
             let token = controller::create_token(&cli.global.controller, node, ttl_seconds).await?;
             Ok(Answer { json: serde_json::json!({ "token": token }), table: format!("{token}\n"), ok: true })

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::inventory::{certificates, each, text};
 use crate::table::{Table, end, end_of, visible};
-use crate::{Answer, Global, agent, controller};
+use crate::{Answer, Global, agent, authority, controller};
 
 /// Asks the controller if its address is given, and the agent if its socket is given or nothing else is.
 pub(crate) async fn status(global: &Global) -> Result<Answer> {
@@ -54,6 +54,7 @@ fn controller_json(status: &StatusResponse) -> Value {
         "trust_domain": status.trust_domain,
         "agents": agents.collect::<Vec<_>>(),
         "objects": objects.collect::<Vec<_>>(),
+        "authority": status.authority.as_ref().map(authority::as_json),
     })
 }
 
@@ -96,7 +97,8 @@ fn controller_table(status: &StatusResponse, now: OffsetDateTime) -> String {
     if !plain.is_empty() {
         remarks.push_str(&format!("{} objects accepted without remarks\n", plain.len()));
     }
-    [head, agents.render("no agents"), remarks].join("\n")
+    let signs = status.authority.as_ref().map(|told| authority::table(told, now));
+    [head, agents.render("no agents"), remarks].into_iter().chain(signs).collect::<Vec<_>>().join("\n")
 }
 
 fn agent_row(agent: &AgentStatus, now: OffsetDateTime) -> [String; 8] {
@@ -153,6 +155,10 @@ fn agent_table(status: &Value, now: OffsetDateTime) -> String {
         format!("CERTIFICATE {}: {}", visible(&text(&p["identity"])), visible(&text(&p["problem"])))
     });
     lines.extend(problems.chain(missing));
+    let on_node = each(&status["on_node_network"]).count();
+    if on_node > 0 {
+        lines.push(format!("{on_node} pods on the node's own network (hostNetwork) are left alone"));
+    }
     let mut pods = Table::new(&["POD", "IDENTITY", "ADDRESSES", "SERVED", "PROBLEM"]);
     for pod in each(&status["pods"]) {
         let name = format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]));
@@ -161,6 +167,7 @@ fn agent_table(status: &Value, now: OffsetDateTime) -> String {
     }
     let mut tables = vec![pods.render("no enrolled pods")];
     tables.extend(older_sockets(&status["pods"]));
+    tables.extend(plaintext(&status["plaintext"]));
     tables.push(certificates(&status["certificates"], now));
     format!("{}\n\n{}", lines.join("\n"), tables.join("\n"))
 }
@@ -182,6 +189,35 @@ fn older_sockets(pods: &Value) -> Option<String> {
         }
     }
     any.then(|| table.render(""))
+}
+
+/// Who speaks plaintext where strict would not take it, if anybody does.
+fn plaintext(told: &Value) -> Option<String> {
+    let mut table = Table::new(&["PLAINTEXT FROM", "TO", "CONNECTIONS", "OPEN", "LAST"]);
+    let mut any = false;
+    for peer in each(&told["peers"]) {
+        any = true;
+        let cells = ["connections", "open", "last"].map(|field| text(&peer[field]));
+        table.row([speaker(&peer["source"]), spoken_to(peer)].into_iter().chain(cells));
+    }
+    any.then(|| table.render(""))
+}
+
+/// The source of plaintext as the agent tells it.
+pub(crate) fn speaker(source: &Value) -> String {
+    match source["workload"].as_str() {
+        Some(_) => workload(source),
+        None => source["address"].as_str().unwrap_or("others, too many to be named").to_owned(),
+    }
+}
+
+/// The workload and port that plaintext went to.
+pub(crate) fn spoken_to(peer: &Value) -> String {
+    format!("{}:{}", workload(&peer["destination"]), text(&peer["port"]))
+}
+
+fn workload(of: &Value) -> String {
+    format!("{}/{}", text(&of["namespace"]), text(&of["workload"]))
 }
 
 fn snapshot_line(snapshot: &Value) -> String {
@@ -239,6 +275,7 @@ mod tests {
                 object("bad.yaml:7", false, "Malformed"),
                 object("c.yaml:2", true, "SelectsNothing"),
             ],
+            authority: None,
         };
         let text = controller_table(&status, now());
         let lines: Vec<&str> = text.lines().collect();
@@ -266,6 +303,10 @@ mod tests {
             "pods": [{ "namespace": "shop", "name": "web", "identity": "spiffe://x", "addresses": ["10.1.0.1"],
                        "served": false, "problem": "its cgroup was not found" }],
             "problems": ["pod shop/web: its cgroup was not found"],
+            "plaintext": { "since": "2001-09-09T01:46:00Z", "unnamed": 0, "peers": [
+                { "source": { "namespace": "plain", "workload": "batch" }, "port": 80, "connections": 3, "open": 1,
+                  "destination": { "namespace": "shop", "workload": "web" }, "last": "2001-09-09T01:46:20Z" },
+            ] },
         });
         let text = agent_table(&status, now());
         for line in [
@@ -279,6 +320,7 @@ mod tests {
             "PROBLEM pod shop/web: its cgroup was not found",
             "CERTIFICATE spiffe://x: away",
             "shop/web  spiffe://x  10.1.0.1   no      its cgroup was not found",
+            "plain/batch     shop/web:80  3            1     2001-09-09T01:46:20Z",
         ] {
             assert!(text.lines().any(|have| have == line), "{line:?} is not in\n{text}");
         }

@@ -39,6 +39,8 @@ pub const MAX_PODS: u32 = 1024;
 pub const MAX_PENDING: u32 = 65_536;
 /// The most virtual addresses and ports without an endpoint that the kernel is told of.
 pub const MAX_UNSERVED: u32 = 16_384;
+/// The most addresses and ports that the pods of a node may not send datagrams to, over all of its tables.
+pub const MAX_UDP_DENIED: u32 = 131_072;
 /// Bytes of the `HELD_EVENTS` ring; a power of two, and whole pages of any page size.
 pub const HELD_EVENT_BYTES: u32 = 1 << 20;
 /// The most ports that applications of a node's pods listen on and the kernel knows of.
@@ -94,7 +96,7 @@ pub struct Pod {
     pub addr6: Addr,
     /// The pod's index: names its slots in `LISTENERS`.
     pub index: u32,
-    /// [`POD_ENROLLED`], [`POD_CLOSED`], [`POD_HONEST`] and [`POD_PORTS_KNOWN`], or 0.
+    /// [`POD_ENROLLED`], [`POD_CLOSED`], [`POD_HONEST`], [`POD_PORTS_KNOWN`] and [`POD_JOINED`], or 0.
     pub flags: u32,
     /// How many seconds the agent may give no sign of life until this pod's connections pass around it; 0: for ever.
     pub lost_after: u32,
@@ -112,6 +114,10 @@ pub const POD_CLOSED: u32 = 2;
 
 /// Flag of [`Pod`]: `LISTENING` and `SEEDED` say on which of its ports applications listen; others are refused at once.
 pub const POD_PORTS_KNOWN: u32 = 8;
+
+/// Flag of [`Pod`], beside [`POD_ENROLLED`]: it was known not to be enrolled before, so that what it dialled then was allowed
+/// and may still be answered.
+pub const POD_JOINED: u32 = 16;
 
 /// An agent without a sign of life for so many seconds is away: what stays closed for it is counted.
 pub const AGENT_AWAY: u32 = 5;
@@ -168,11 +174,14 @@ pub struct Held {
     pub client: Endpoint,
     /// Sequence number of the SYN: a forged answer must fit it.
     pub isn: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`HELD_MPTCP`], or 0.
+    pub flags: u32,
     /// Ids of the socket's cgroups below the pods' root, from the top; 0 where there is none. One of them is the pod's.
     pub cgroups: [u64; POD_LEVELS as usize],
 }
+
+/// Flag of [`Held`]: the client's socket is an MPTCP one.
+pub const HELD_MPTCP: u32 = 1;
 
 /// Record of the `HELD_EVENTS` ring: something happened to a key of `HELD`.
 #[repr(C)]
@@ -190,6 +199,25 @@ pub struct HeldEvent {
 pub const HELD_SYN: u32 = 1;
 /// [`HeldEvent::kind`]: the client waits no longer.
 pub const HELD_GONE: u32 = 2;
+
+/// Slot of `UDP_TABLES` behind those of the pods: the version of the snapshot that the tables were made from.
+pub const UDP_VERSION_SLOT: u32 = MAX_PODS;
+/// Value of `UDP_TABLES`: the pod's rules do not fit: it may send no datagram but to itself and to port 53.
+pub const UDP_REFUSED: u64 = u64::MAX;
+
+/// Key of `UDP_DENIED`: an address and port that pods with this table may not send datagrams to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpKey {
+    /// The table; no number is used twice.
+    pub table: u64,
+    /// The address.
+    pub addr: Addr,
+    /// The port, host order.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
 
 /// Key of `LISTENING` and `SEEDED`: a port of a network namespace that an application listens on.
 #[repr(C)]
@@ -223,8 +251,15 @@ pub const SOCKET_OUTBOUND: u32 = 1;
 pub const SOCKET_INBOUND: u32 = 2;
 /// [`Socket::kind`]: outbound, redirected to the agent, which answers the held SYN.
 pub const SOCKET_HELD: u32 = 3;
+/// [`Socket::kind`]: outbound, left alone by the connect hook although its pod is enrolled; it shows the kernel's truth.
+pub const SOCKET_PASSED: u32 = 4;
 
 impl Socket {
+    /// Whether it shows another peer than the kernel's.
+    pub const fn has_other_peer(&self) -> bool {
+        self.kind == SOCKET_INBOUND || self.is_outbound()
+    }
+
     /// Whether its connection was redirected to the agent.
     pub const fn is_outbound(&self) -> bool {
         self.kind == SOCKET_OUTBOUND || self.kind == SOCKET_HELD
@@ -254,6 +289,7 @@ mod tests {
         assert_eq!(size_of::<Held>(), 2 * size_of::<Endpoint>() + 2 * u32s + POD_LEVELS as usize * u64s);
         assert_eq!(size_of::<HeldEvent>(), size_of::<OrigKey>() + 2 * u32s);
         assert_eq!(size_of::<PortKey>(), u64s + 4 * u16s);
+        assert_eq!(size_of::<UdpKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<Socket>(), size_of::<Endpoint>() + u32s + size_of::<OrigKey>() + addr,);
     }
 
@@ -264,6 +300,7 @@ mod tests {
         assert_eq!((size_of::<ClientKey>(), align_of::<ClientKey>()), (32, 8));
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (20, 2));
         assert_eq!((size_of::<PortKey>(), align_of::<PortKey>()), (16, 8));
+        assert_eq!((size_of::<UdpKey>(), align_of::<UdpKey>()), (32, 8));
         assert_eq!((size_of::<Socket>(), align_of::<Socket>()), (72, 8));
         assert_eq!((size_of::<Held>(), align_of::<Held>()), (72, 8));
         assert_eq!((size_of::<HeldEvent>(), align_of::<HeldEvent>()), (40, 8));

@@ -143,4 +143,13 @@ reasons! {
     ConnectOtherDevice = "connect_other_device",
     /// connect: the socket could not be taken off the interface that it is bound to; refused.
     ConnectDeviceKept = "connect_device_kept",
+    /// egress: a SYN of an enrolled pod that no connect hook has seen, being older than the hooks or the enrolment; dropped.
+    /// ingress: the answer to one that left before the hooks were there; dropped.
+    SynUnseen = "syn_unseen",
+    /// egress, ingress: the same of a pod that nobody has classified yet; dropped until somebody has.
+    SynUnseenHeld = "syn_unseen_held",
+    /// connect and sendmsg of UDP: a rule denies the destination; refused.
+    UdpDenied = "udp_denied",
+    /// connect and sendmsg of UDP: the pod's rules do not fit into the kernel's table; refused.
+    UdpTableFull = "udp_table_full",
 }

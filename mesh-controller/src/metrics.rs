@@ -9,6 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::proto::{self, RootStage};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -49,6 +50,10 @@ pub struct Metrics {
     objects: Family<KindLabel, Gauge>,
     signed: Family<KindLabel, Counter>,
     rejected: Family<RejectLabels, Counter>,
+    root_stage: Family<KindLabel, Gauge>,
+    authority_ends: Family<KindLabel, Gauge>,
+    agents_behind: Gauge,
+    intermediate_refused: Gauge,
 }
 
 impl Metrics {
@@ -64,6 +69,10 @@ impl Metrics {
             objects: Family::default(),
             signed: Family::default(),
             rejected: Family::default(),
+            root_stage: Family::default(),
+            authority_ends: Family::default(),
+            agents_behind: Gauge::default(),
+            intermediate_refused: Gauge::default(),
         };
         registry.register("connected_agents", "Discovery streams that are open", new.streams.clone());
         registry.register("snapshot_version", "Version of the last compiled state", new.version.clone());
@@ -72,6 +81,13 @@ impl Metrics {
         registry.register("objects", "Compiled objects by kind", new.objects.clone());
         registry.register("signed_certificates", "Certificates signed by kind", new.signed.clone());
         registry.register("rejected_calls", "Calls refused by method and code", new.rejected.clone());
+        registry.register("roots", "Trusted roots by stage: signs, next, old", new.root_stage.clone());
+        let ends = "When root and intermediate end, in seconds since 1970";
+        registry.register("authority_not_after_seconds", ends, new.authority_ends.clone());
+        let behind = "Agents known here that do not trust the next root yet";
+        registry.register("agents_behind_root", behind, new.agents_behind.clone());
+        let refused = "1 while the files of a plugged-in intermediate are refused";
+        registry.register("intermediate_refused", refused, new.intermediate_refused.clone());
         new.registry = registry;
         new
     }
@@ -80,6 +96,26 @@ impl Metrics {
     pub fn set_objects(&self, kind: &'static str, count: usize) {
         let gauge = self.objects.get_or_create_owned(&KindLabel { kind });
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Shows the authority.
+    pub fn authority(&self, status: &proto::AuthorityStatus) {
+        let stages = [("signs", RootStage::Signs), ("next", RootStage::Next), ("old", RootStage::Old)];
+        for (kind, stage) in stages {
+            let held = status.roots.iter().filter(|root| root.stage() == stage).count();
+            let gauge = self.root_stage.get_or_create_owned(&KindLabel { kind });
+            gauge.set(i64::try_from(held).unwrap_or(i64::MAX));
+        }
+        let root = status.roots.iter().find(|root| root.stage() == RootStage::Signs);
+        let ends = [
+            ("root", root.map_or(0, |r| r.not_after_unix)),
+            ("intermediate", status.intermediate_not_after_unix),
+        ];
+        for (kind, end) in ends {
+            self.authority_ends.get_or_create_owned(&KindLabel { kind }).set(end);
+        }
+        self.agents_behind.set(i64::try_from(status.waiting_for.len()).unwrap_or(i64::MAX));
+        self.intermediate_refused.set(i64::from(!status.problem.is_empty()));
     }
 
     /// Counts a signed certificate.

@@ -3,15 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mesh_api::crd::{AuthorizationPolicy, MeshConfig};
+use serde_json::Value;
 
 /// The kinds that the mesh reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `v1` Namespace.
     Namespace,
+    /// `v1` Node.
+    Node,
     /// `v1` ServiceAccount.
     ServiceAccount,
     /// `v1` Pod.
@@ -24,6 +27,14 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `ferromesh.io/v1alpha1` MeshConfig.
     MeshConfig,
+    /// `gateway.networking.k8s.io` HTTPRoute.
+    HTTPRoute,
+    /// `gateway.networking.k8s.io` GRPCRoute.
+    GRPCRoute,
+    /// `gateway.networking.k8s.io` TCPRoute.
+    TCPRoute,
+    /// `gateway.networking.k8s.io` TLSRoute.
+    TLSRoute,
 }
 
 impl fmt::Display for Kind {
@@ -78,6 +89,8 @@ impl fmt::Display for ObjectRef {
 pub enum Object {
     /// A namespace.
     Namespace(Box<Namespace>),
+    /// A node.
+    Node(Box<Node>),
     /// A service account.
     ServiceAccount(Box<ServiceAccount>),
     /// A pod.
@@ -90,15 +103,36 @@ pub enum Object {
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// A configuration.
     MeshConfig(Box<MeshConfig>),
+    /// A route of the Gateway API, as it is written.
+    Route(Box<Value>),
 }
 
-/// Where an object was found: `file:line`, or kind and name for objects of an API server.
+/// Where an object was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Origin(pub Arc<str>);
+pub enum Origin {
+    /// A place that people can look at: `file:line`, a folder, a server.
+    Place(Arc<str>),
+    /// An API server, which can be told what became of the object.
+    Api(Arc<ApiOrigin>),
+}
+
+/// One generation of an object of an API server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiOrigin {
+    /// The object.
+    pub object: ObjectRef,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`; 0 for kinds that have none.
+    pub generation: i64,
+}
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Place(place) => f.write_str(place),
+            Self::Api(origin) => origin.object.fmt(f),
+        }
     }
 }
 

@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use mesh_api::proto::AuthorityStatus;
 use mesh_core::identity::TrustDomain;
 use tokio::sync::{mpsc, watch};
 
-use crate::ca::{Authority, StateDir, TokenStore};
+use crate::ca::{Authority, IssuerFolder, StateDir, TokenStore, Waits, layout};
 use crate::compile::{Compiled, compile};
 use crate::index::Index;
 use crate::metrics::{self, Metrics};
 use crate::object::Status;
-use crate::serve::{Credentials, Server, ServerParts};
+use crate::rotation::{self, Rotation, RotationSettings, Shared};
+use crate::serve::{Agents, AuthorityHandle, CompiledFeed, Credentials, Reviewer, Server, ServerParts};
 use crate::watch::{Batch, Source};
-
-/// How often the CA's files and the clock are looked at.
-const CREDENTIALS_EVERY: Duration = Duration::from_secs(2);
 
 /// How the controller is started.
 #[derive(Clone, Debug)]
@@ -35,6 +34,16 @@ pub struct Config {
     pub svid_ttl: Duration,
     /// Lifetime of node certificates.
     pub node_ttl: Duration,
+    /// Who knows service accounts' tokens, in a cluster; without, agents join by join tokens alone.
+    pub reviewer: Option<Reviewer>,
+    /// Where an intermediate is that somebody else makes and renews.
+    pub issuer_dir: Option<PathBuf>,
+    /// The authority that replicas share, in a cluster.
+    pub shared: Option<Shared>,
+    /// How long all agents must have trusted another root before it signs.
+    pub root_settle: Duration,
+    /// How long agents that are away are waited for then.
+    pub root_wait: Duration,
 }
 
 /// A controller that is bound and not yet serving.
@@ -42,7 +51,7 @@ pub struct Config {
 pub struct Controller {
     server: Server,
     compiler: Compiler,
-    credentials: Credentials,
+    rotation: Rotation,
     metrics_listener: Option<tokio::net::TcpListener>,
     metrics: Arc<Metrics>,
 }
@@ -52,25 +61,48 @@ impl Controller {
     pub async fn start(config: Config, source: impl Source) -> anyhow::Result<Self> {
         let now = SystemTime::now();
         let state = StateDir::open(&config.state_dir)?;
+        let input = config.issuer_dir.map(IssuerFolder::new);
+        state.claim_trust_domain(&config.trust_domain)?;
+        let folder = state.ca()?;
+        layout::prepare(&folder, input.as_ref(), now)?;
         let authority = Arc::new(Authority::open(&state, &config.trust_domain, now)?);
         let tokens = TokenStore::open(&state)?;
         let credentials = Credentials::new(Arc::clone(&authority), state, now)?;
-        let metrics = Arc::new(Metrics::new());
+        let (metrics, agents) = (Arc::new(Metrics::new()), Arc::new(Agents::default()));
         let index = Index::new(source.derives_endpoints());
         let (sink, batches) = mpsc::channel(4);
+        let trust_domain = config.trust_domain.clone();
         let compiler = Compiler::new(index, config.trust_domain, batches, Arc::clone(&metrics));
+        let tls = credentials.subscribe();
+        let longest_life = config.svid_ttl.max(config.node_ttl);
+        let waits = Waits { agents: config.root_wait, longest_life };
+        let kept = rotation::Parts {
+            credentials,
+            folder,
+            trust_domain,
+            input,
+            shared: config.shared,
+            settings: RotationSettings { waits, settle: config.root_settle },
+            agents: Arc::clone(&agents),
+            compiled: compiler.feed.subscribe(),
+            metrics: Arc::clone(&metrics),
+        };
+        let (asks, requests) = mpsc::channel(1);
+        let rotation = Rotation::new(kept, requests);
         let parts = ServerParts {
             authority,
             tokens,
+            reviewer: config.reviewer,
             compiled: compiler.feed.subscribe(),
-            tls: credentials.subscribe(),
+            tls,
+            agents,
+            operators: AuthorityHandle { told: rotation.subscribe(), requests: asks },
             metrics: Arc::clone(&metrics),
             svid_ttl: config.svid_ttl,
             node_ttl: config.node_ttl,
         };
-        let server = Server::bind(config.listen, parts)
-            .await
-            .with_context(|| format!("listen on {}", config.listen))?;
+        let server =
+            Server::bind(config.listen, parts).with_context(|| format!("listen on {}", config.listen))?;
         let metrics_listener = match config.metrics {
             Some(address) => {
                 Some(metrics::bind(address).await.with_context(|| format!("metrics on {address}"))?)
@@ -78,12 +110,22 @@ impl Controller {
             None => None,
         };
         source.start(sink).context("start the source")?;
-        Ok(Self { server, compiler, credentials, metrics_listener, metrics })
+        Ok(Self { server, compiler, rotation, metrics_listener, metrics })
     }
 
     /// The address that agents connect to.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.server.local_addr()
+    }
+
+    /// Where compiled states are seen.
+    pub fn compiled(&self) -> CompiledFeed {
+        self.compiler.feed.subscribe()
+    }
+
+    /// What people are told of the authority.
+    pub fn authority(&self) -> watch::Receiver<Arc<AuthorityStatus>> {
+        self.rotation.subscribe()
     }
 
     /// Serves until `stop` completes.
@@ -93,23 +135,8 @@ impl Controller {
             tasks.spawn(metrics::serve(listener, self.metrics, self.compiler.feed.subscribe()));
         }
         tasks.spawn(self.compiler.run());
-        tasks.spawn(keep_fresh(self.credentials));
+        tasks.spawn(self.rotation.run());
         self.server.run(stop).await.context("serve")
-    }
-}
-
-async fn keep_fresh(mut credentials: Credentials) {
-    let mut last = String::new();
-    loop {
-        tokio::time::sleep(CREDENTIALS_EVERY).await;
-        let error = match credentials.refresh(SystemTime::now()) {
-            Ok(()) => String::new(),
-            Err(error) => error.to_string(),
-        };
-        if !error.is_empty() && error != last {
-            tracing::error!(%error, "credentials cannot be refreshed; the old ones are kept");
-        }
-        last = error;
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`model`]: workloads, services, policies, as the controller compiles them.
 //! * [`snapshot`]: one immutable view of the mesh; deltas make the next one.
 //! * [`authorize`]: may this peer open a connection to that workload?
+//! * [`udp`]: which datagrams may a workload not send?
 //! * [`route`]: what does a dialled address mean, and which endpoints can serve it?
 //! * [`balance`]: which of those endpoints is taken.
 
@@ -16,3 +17,4 @@ pub mod identity;
 pub mod model;
 pub mod route;
 pub mod snapshot;
+pub mod udp;

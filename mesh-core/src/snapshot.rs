@@ -24,6 +24,16 @@ pub struct Snapshot {
     policies: HashMap<PolicyName, Arc<AuthorizationPolicy>>,
     absent: HashSet<IpAddr>,
     unserved: HashSet<SocketAddr>,
+    udp: HashMap<SocketAddr, Arc<[UdpBackend]>>,
+}
+
+/// Who answers datagrams to an address and port: a workload, at a port of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UdpBackend {
+    /// The workload.
+    pub workload: WorkloadUid,
+    /// Its port.
+    pub port: u16,
 }
 
 /// What a dialled address is.
@@ -52,6 +62,8 @@ pub enum Upsert {
     Absent(IpAddr),
     /// A virtual address and port that has no endpoint for this node's clients.
     Unserved(SocketAddr),
+    /// An address and port that UDP rules speak of, and who is behind it.
+    Udp(SocketAddr, Vec<UdpBackend>),
 }
 
 /// The name of a resource to remove.
@@ -67,6 +79,8 @@ pub enum Remove {
     Absent(IpAddr),
     /// There is an endpoint again, or no such service port.
     Unserved(SocketAddr),
+    /// No UDP rule speaks of this address and port any more.
+    Udp(SocketAddr),
 }
 
 /// A change of the snapshot.
@@ -95,6 +109,7 @@ impl Snapshot {
             policies: HashMap::new(),
             absent: HashSet::new(),
             unserved: HashSet::new(),
+            udp: HashMap::new(),
         }
     }
 
@@ -124,13 +139,16 @@ impl Snapshot {
             policies,
             absent,
             unserved,
+            udp,
         } = self;
         let workloads = workloads.values().map(|held| Upsert::Workload(Workload::clone(held)));
         let services = services.values().map(|held| Upsert::Service(Service::clone(held)));
         let policies = policies.values().map(|held| Upsert::Policy(AuthorizationPolicy::clone(held)));
         let absent = absent.iter().copied().map(Upsert::Absent);
         let unserved = unserved.iter().copied().map(Upsert::Unserved);
-        let upserts = policies.chain(workloads).chain(services).chain(absent).chain(unserved).collect();
+        let udp = udp.iter().map(|(at, behind)| Upsert::Udp(*at, behind.to_vec()));
+        let resources = policies.chain(workloads).chain(services);
+        let upserts = resources.chain(absent).chain(unserved).chain(udp).collect();
         Delta { version: *version, reset: true, upserts, removes: Vec::new() }
     }
 
@@ -180,6 +198,11 @@ impl Snapshot {
         &self.unserved
     }
 
+    /// Every address and port that UDP rules speak of, looked up or not, with who is behind it.
+    pub fn udp(&self) -> impl Iterator<Item = (SocketAddr, &[UdpBackend])> {
+        self.udp.iter().map(|(at, behind)| (*at, &**behind))
+    }
+
     fn upsert(&mut self, upsert: Upsert) {
         match upsert {
             Upsert::Workload(workload) => {
@@ -209,6 +232,9 @@ impl Snapshot {
             Upsert::Unserved(address) => {
                 self.unserved.insert(address);
             }
+            Upsert::Udp(address, behind) => {
+                self.udp.insert(address, behind.into());
+            }
         }
     }
 
@@ -236,6 +262,9 @@ impl Snapshot {
             }
             Remove::Unserved(address) => {
                 self.unserved.remove(address);
+            }
+            Remove::Udp(address) => {
+                self.udp.remove(address);
             }
         }
     }

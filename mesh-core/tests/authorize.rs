@@ -5,7 +5,7 @@ mod common;
 use common::{id, ip, policy, policy_name, snapshot, workload};
 use mesh_core::authorize::{DenyReason, Peer, PlainReason, Request, Verdict, decide, decide_traced};
 use mesh_core::model::{
-    Action, AuthorizationPolicy, MtlsMode, Operation, Rule, Source, StringMatch, Workload,
+    Action, AuthorizationPolicy, MtlsMode, Operation, Protocol, Rule, Source, StringMatch, Workload,
 };
 use mesh_core::snapshot::Upsert;
 use proptest::prelude::*;
@@ -35,7 +35,10 @@ fn ask_of(
     change(&mut db);
     let mut upserts: Vec<_> = policies.into_iter().map(Upsert::Policy).collect();
     upserts.push(Upsert::Workload(db.clone()));
-    decide(&snapshot(upserts), &Request { peer, client: ip("10.0.0.1"), workload: &db, port })
+    decide(
+        &snapshot(upserts),
+        &Request { peer, client: ip("10.0.0.1"), workload: &db, protocol: Protocol::Tcp, port },
+    )
 }
 
 fn api() -> Peer {
@@ -52,6 +55,23 @@ fn strict_refuses_plaintext_and_names_the_reason() {
     let strict = |w: &mut Workload| w.mtls.default = MtlsMode::Strict;
     assert_eq!(ask_of(strict, vec![], &PLAIN, 80), Verdict::Deny(DenyReason::StrictMtls));
     assert!(ask_of(strict, vec![], &api(), 80).is_allow());
+}
+
+#[test]
+fn the_kubelet_may_ask_a_probes_port_whatever_mode_and_policies_say_and_no_other_port() {
+    const KUBELET: Peer = Peer::Plain(PlainReason::Kubelet);
+    let probed = |w: &mut Workload| {
+        w.mtls.default = MtlsMode::Strict;
+        w.probes = [80].into();
+    };
+    let closed = || vec![policy("none", Action::Deny, vec![Rule::default()])];
+    assert!(ask_of(probed, vec![], &KUBELET, 80).is_allow());
+    assert!(ask_of(probed, closed(), &KUBELET, 80).is_allow());
+    assert_eq!(ask_of(probed, vec![], &KUBELET, 81), Verdict::Deny(DenyReason::StrictMtls));
+    assert_eq!(ask_of(probed, vec![], &PLAIN, 80), Verdict::Deny(DenyReason::StrictMtls));
+    // On other ports it is as anybody without an identity.
+    assert!(!ask(closed(), &KUBELET, 80).is_allow());
+    assert!(ask(vec![], &KUBELET, 80).is_allow());
 }
 
 #[test]
@@ -86,7 +106,7 @@ fn allow_without_rules_lets_nobody_in() {
 #[test]
 fn deny_beats_allow() {
     let allow = policy("a", Action::Allow, vec![Rule::default()]);
-    let to = vec![Operation { ports: vec![5432], not_ports: vec![] }];
+    let to = vec![Operation { ports: vec![5432], ..Operation::default() }];
     let deny = policy("d", Action::Deny, vec![Rule { from: vec![], to }]);
     for order in [vec![allow.clone(), deny.clone()], vec![deny, allow]] {
         assert_eq!(ask(order.clone(), &api(), 5432), Verdict::Deny(DenyReason::Denied(policy_name("d"), 0)));
@@ -118,7 +138,8 @@ fn a_policy_that_has_not_arrived_denies() {
 #[test]
 fn explain_tells_every_policy_that_was_looked_at() {
     let web = || from(Source { principals: vec![principal("web")], ..Source::default() });
-    let other_port = || Rule { from: vec![], to: vec![Operation { ports: vec![81], not_ports: vec![] }] };
+    let other_port =
+        || Rule { from: vec![], to: vec![Operation { ports: vec![81], ..Operation::default() }] };
     let deny = policy("d", Action::Deny, vec![web(), other_port()]);
     let allow = policy("a", Action::Allow, vec![other_port(), Rule::default()]);
     let none = policy("n", Action::Audit, vec![]);
@@ -127,7 +148,8 @@ fn explain_tells_every_policy_that_was_looked_at() {
     let snapshot = snapshot(upserts.collect());
     let told = |peer: &Peer| {
         let mut steps = Vec::new();
-        let request = Request { peer, client: ip("10.0.0.1"), workload: &db, port: 80 };
+        let request =
+            Request { peer, client: ip("10.0.0.1"), workload: &db, protocol: Protocol::Tcp, port: 80 };
         decide_traced(&snapshot, &request, &mut |subject, outcome| {
             steps.push(format!("{subject}: {outcome}"));
         });
@@ -154,7 +176,8 @@ fn an_allow_that_asks_for_an_identity_says_so_to_plaintext() {
     let allow = policy("a", Action::Allow, vec![from(source)]);
     let db = workload("db", "10.0.0.9", &["a"]);
     let snapshot = snapshot(vec![Upsert::Policy(allow), Upsert::Workload(db.clone())]);
-    let request = Request { peer: &PLAIN, client: ip("10.0.0.1"), workload: &db, port: 80 };
+    let request =
+        Request { peer: &PLAIN, client: ip("10.0.0.1"), workload: &db, protocol: Protocol::Tcp, port: 80 };
     let mut steps = Vec::new();
     let verdict = decide_traced(&snapshot, &request, &mut |_, outcome| steps.push(outcome.to_string()));
     assert_eq!(verdict, Verdict::Deny(DenyReason::NoAllowMatched));

@@ -7,7 +7,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
     ClientKey, Endpoint, HELD_EVENT_BYTES, Held, LISTENERS_PER_POD, MAX_AGENTS, MAX_LISTENING, MAX_PENDING,
-    MAX_PODS, MAX_REASONS, MAX_UNSERVED, OrigKey, Pod, PortKey, Reason, Socket,
+    MAX_PODS, MAX_REASONS, MAX_UDP_DENIED, MAX_UNSERVED, OrigKey, Pod, PortKey, Reason, Socket,
+    UDP_VERSION_SLOT, UdpKey,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -30,9 +31,22 @@ pub static HELD_EVENTS: RingBuf = RingBuf::pinned(HELD_EVENT_BYTES, 0);
 #[map]
 pub static CLIENTS: HashMap<ClientKey, Endpoint> = HashMap::pinned(MAX_PENDING, 0);
 
+const OTHER_BUILD: bool = cfg!(feature = "other-build");
+const UNSERVED_ENTRIES: u32 = if OTHER_BUILD { MAX_UNSERVED / 2 } else { MAX_UNSERVED };
+const REASON_SLOTS: u32 = if OTHER_BUILD { MAX_REASONS * 2 } else { MAX_REASONS };
+
 /// Virtual addresses and ports that no endpoint serves (the value means nothing). Written by the agent.
 #[map]
-pub static UNSERVED: HashMap<Endpoint, u8> = HashMap::pinned(MAX_UNSERVED, BPF_F_NO_PREALLOC);
+pub static UNSERVED: HashMap<Endpoint, u8> = HashMap::pinned(UNSERVED_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Which table of `UDP_DENIED` a pod has, by its index: 0 for none, or `UDP_REFUSED`. One write swaps the whole of it. Written
+/// by the agent.
+#[map]
+pub static UDP_TABLES: Array<u64> = Array::pinned(UDP_VERSION_SLOT + 1, 0);
+
+/// Where pods may not send datagrams to (the value means nothing). Written by the agent, before any pod has the table.
+#[map]
+pub static UDP_DENIED: HashMap<UdpKey, u8> = HashMap::pinned(MAX_UDP_DENIED, BPF_F_NO_PREALLOC);
 
 /// Cgroup ids of the agents whose listeners are in use (the value means nothing), where agents are below the pods' root: a
 /// socket keeps the cgroup of the agent that opened it, also when another one has taken over. Written by the agent.
@@ -57,7 +71,7 @@ pub static LISTENERS: SockMap = SockMap::pinned(MAX_PODS * LISTENERS_PER_POD, 0)
 
 /// How often each [`Reason`] was the outcome.
 #[map]
-pub static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(MAX_REASONS, 0);
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(REASON_SLOTS, 0);
 
 /// What a redirected or accepted socket shows instead of its real peer; lives and dies with the socket.
 #[btf_map]
@@ -66,7 +80,16 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 /// Counts one outcome.
 #[inline(always)]
 pub fn count(reason: Reason) {
-    if let Some(slot) = REASONS.get_ptr_mut(reason as u32) {
+    add(reason as u32);
+    if OTHER_BUILD {
+        // All of them together.
+        add(REASON_SLOTS - 1);
+    }
+}
+
+#[inline(always)]
+fn add(index: u32) {
+    if let Some(slot) = REASONS.get_ptr_mut(index) {
         // SAFETY: the slot is this CPU's own and lives as long as the map.
         unsafe { *slot += 1 };
     }

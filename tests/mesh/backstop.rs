@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mesh_tests::apps;
+use mesh_tests::mesh::Options;
 use mesh_tests::world::{Pod, PodSpec, Process, binary};
 use serde_json::{Value, json};
 
@@ -219,4 +220,29 @@ fn a_pod_that_nobody_knows_is_held_and_the_node_itself_is_not() -> Result<()> {
     echoed(&shop.ask_from(&far, &stranger.at(ECHO))?)?;
     shop.until_asking(&shop.web, &format!("{VIP}:{ECHO}"), true)?;
     Ok(())
+}
+
+#[test]
+fn where_the_owner_lets_unclassified_pods_pass_one_talks_and_is_reached_until_it_is_known() -> Result<()> {
+    let mut shop = Shop::open_with(Options { unclassified: "pass".to_owned(), ..Options::default() }, true)?;
+    shop.mesh.manifests.mesh_config("shop", json!({ "mtls": { "mode": "STRICT" } }))?;
+    let far = shop.mesh.pod("plain", "far", 1)?;
+    let late = shop.mesh.world.pod(&PodSpec::new("shop", "late", 2))?;
+    for pod in [&far, &late] {
+        shop.serve(pod)?;
+    }
+    shop.mesh.in_force("the plain pod to be known", || echoed(&shop.ask_from(&late, &far.at(ECHO))?))?;
+    for (from, to) in [(&far, &late), (&late, &far)] {
+        for to in [to.at(ECHO), to.at6(ECHO)] {
+            echoed(&shop.ask_from(from, &to)?)?;
+        }
+    }
+    for reason in ["connect_unclassified", "ingress_unclassified"] {
+        ensure!(counted(&shop, reason)? >= 2.0, "{reason}: {}", counted(&shop, reason)?);
+    }
+    shop.mesh.manifests.pod(&late)?;
+    shop.mesh.enrolled(&[&late])?;
+    let told = ask(&far, &late.at(ECHO))?;
+    ensure!(text(&told["received"]).is_empty(), "{told}");
+    shop.until_asking(&shop.web, &late.at(ECHO), true).map(drop)
 }

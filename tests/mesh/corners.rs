@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::access_log::{field, names};
 use mesh_tests::apps;
+use mesh_tests::mesh::Options;
 use mesh_tests::world::{Pod, PodSpec, Process, binary};
 use serde_json::Value;
 
@@ -168,4 +169,17 @@ fn every_kind_of_socket_is_redirected_passed_or_refused_and_counted() -> Result<
     let told = sockets(&plain, &["raw-icmp", &host, &port])?;
     ensure!(told["socket"] == "ok", "{told}");
     Ok(())
+}
+
+#[test]
+fn where_the_owner_allows_other_sockets_an_enrolled_pod_gets_them_and_they_are_counted() -> Result<()> {
+    let agent_arguments = vec!["--other-sockets", "allow"];
+    let shop = Shop::open_with(Options { agent_arguments, ..Options::default() }, true)?;
+    let host = shop.api.v4.to_string();
+    for kind in ["raw", "raw-icmp", "udplite"] {
+        let told = sockets(&shop.web, &[kind, &host, &ECHO.to_string()])?;
+        ensure!(["ok", "EPROTONOSUPPORT"].contains(&text(&told["socket"])), "{kind}: {told}");
+    }
+    ensure!(counted(&shop, "socket_let_be")? >= 2.0 && counted(&shop, "socket_refused")? < 1.0);
+    echoed(&shop.ask()?)
 }

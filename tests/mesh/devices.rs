@@ -1,4 +1,5 @@
-//! Sockets bound to a device: the pod's own interface changes nothing, another one leads past the mesh, counted.
+//! Sockets bound to a device, and addresses of one link: the pod's own interface changes nothing; another one, and what is
+//! link-local, lead past the mesh, counted.
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::access_log::{field, names};
@@ -70,6 +71,29 @@ fn a_socket_bound_to_another_interface_passes_and_is_counted() -> Result<()> {
         })?;
     }
     ensure!(counted(&shop, "connect_other_device")? >= 2.0, "{}", counted(&shop, "connect_other_device")?);
+    let records = shop.mesh.access_log(1);
+    ensure!(records.0.is_empty(), "past the mesh there is no record: {:?}", records.0);
+    Ok(())
+}
+
+#[test]
+fn a_link_local_address_is_reached_past_the_mesh_and_counted() -> Result<()> {
+    const METADATA: &str = "169.254.169.254";
+    let shop = Shop::open()?;
+    // Where a cloud's metadata service answers: on a link of the pod's.
+    let outsider = shop.mesh.pod("plain", "outsider", 1)?;
+    let _names = apps::peer_server(&outsider, "names", NAMES, &[])?;
+    let link = format!("link add meta0 type veth peer name meta0 netns {}", outsider.netns());
+    let own = "addr add 169.254.169.1/24 dev meta0".to_owned();
+    let up = "link set meta0 up".to_owned();
+    netns::batch(shop.web.netns(), &[link, own, up.clone()])?;
+    netns::batch(outsider.netns(), &[format!("addr add {METADATA}/24 dev meta0"), up])?;
+    shop.mesh.in_force("the service to answer", || {
+        let told = shop.ask_from(&shop.web, &format!("{METADATA}:{NAMES}"))?;
+        ensure!(text(&told["received"]).contains("169.254.169.1"), "{told}");
+        Ok(())
+    })?;
+    ensure!(counted(&shop, "connect_never_redirected")? >= 1.0);
     let records = shop.mesh.access_log(1);
     ensure!(records.0.is_empty(), "past the mesh there is no record: {:?}", records.0);
     Ok(())

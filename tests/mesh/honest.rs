@@ -1,6 +1,7 @@
 //! An honest `connect()`: it returns when the destination was dialled, and with that outcome, so that programs which
 //! choose among addresses by it (libpq, Happy Eyeballs, retries) work as without a mesh.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use mesh_tests::apps;
 use mesh_tests::capture::Capture;
 use mesh_tests::mesh::Options;
 use mesh_tests::world::{Pod, PodSpec, netns};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::shop::{BANNER, ECHO, NOBODY, Shop, VIP, VIP6, echoed, text, was_reset};
 
@@ -213,5 +214,76 @@ fn a_pod_that_nobody_has_classified_waits_and_then_goes_through_the_mesh_or_plai
         let released = shop.mesh.metrics(1)?.sum("ferromesh_held_released_total", &[]);
         ensure!(released == 1.0, "{released} connections were released");
     }
+    Ok(())
+}
+
+#[test]
+fn mptcp_sockets_of_a_pod_that_nobody_has_classified_wait_too() -> Result<()> {
+    let shop = Shop::open_with(Options { unclassified: "hold".to_owned(), ..Options::default() }, true)?;
+    let outsider = shop.mesh.pod("plain", "outsider", 2)?;
+    let _server = apps::peer_server(&outsider, "echo", ECHO, &[])?;
+    let world = &shop.mesh.world;
+    let (meshed, plain) =
+        (world.pod(&PodSpec::new("shop", "late", 1))?, world.pod(&PodSpec::new("plain", "late", 1))?);
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("mesh/programs/sockets.py");
+    let (program, port) = (program.to_string_lossy(), ECHO.to_string());
+    let (api6, outside) = (shop.api.v6.to_string(), outsider.v4.to_string());
+    let mut waiting = Vec::new();
+    for (pod, host) in [(&meshed, VIP), (&meshed, api6.as_str()), (&plain, outside.as_str())] {
+        let name = format!("mptcp-{}-{}", pod.name(), waiting.len()).replace('/', "-");
+        waiting.push((host, pod.spawn(&name, "python3", &[&program, "mptcp", host, &port, "patient"])?));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    for (host, client) in &waiting {
+        ensure!(client.stdout().is_empty(), "{host} did not wait: {}", client.stdout());
+    }
+    shop.mesh.manifests.pod(&meshed)?;
+    shop.mesh.manifests.pod(&plain)?;
+    for (host, client) in waiting {
+        let told = client.wait(Duration::from_secs(60))?.json()?;
+        ensure!(told["received"] == "hello" && told["getpeername"] == format!("{host}:{port}"), "{told}");
+    }
+    Ok(())
+}
+
+/// Waits until a `connect()` to a port where nobody listens ends like this.
+fn until_connect(shop: &Shop, outcome: &str) -> Result<()> {
+    shop.mesh.in_force(&format!("connect() to end with {outcome}"), || {
+        let told = connect(&shop.web, "blocking", (VIP, NOBODY), &[])?;
+        ensure!(told["connect"] == outcome, "{told}");
+        Ok(())
+    })
+}
+
+#[test]
+fn honest_is_the_default_and_a_mesh_config_changes_it_for_running_pods() -> Result<()> {
+    let shop = open("auto")?;
+    let told = connect(&shop.web, "blocking", (VIP, NOBODY), &[])?;
+    ensure!(told["connect"] == "ECONNREFUSED", "{told}");
+    shop.mesh.manifests.mesh_config("shop", json!({ "connect": "Eager" }))?;
+    until_connect(&shop, "ok")?;
+    shop.mesh.manifests.mesh_config("shop", json!({ "connect": "Honest" }))?;
+    until_connect(&shop, "ECONNREFUSED")
+}
+
+#[test]
+fn a_node_that_cannot_answer_a_held_connect_accepts_at_once_and_check_says_so() -> Result<()> {
+    let mut shop = open("auto")?;
+    let script = shop.mesh.world.files.join("agent-without-raw-sockets");
+    let agent = mesh_tests::world::binary("mesh-agent")?;
+    let text = format!("#!/bin/sh\nexec setpriv --bounding-set -net_raw {} \"$@\"\n", agent.display());
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    shop.mesh.agent_program = Some(script);
+    ensure!(shop.mesh.stop_agent(1)?.ok(), "the agent failed");
+    shop.mesh.start_agent(1)?;
+    until_connect(&shop, "ok")?;
+    let told = shop.mesh.meshctl(1, &["check"])?;
+    let named = told.stdout.lines().find(|line| line.contains("CAP_NET_RAW, to answer an honest connect()"));
+    ensure!(
+        !told.ok() && named.is_some_and(|line| line.contains("connect() returns at once")),
+        "{}",
+        told.stdout
+    );
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! Who is who: real programs across two nodes, identities on both sides, not one byte in the clear.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
 use mesh_tests::access_log::names;
 use mesh_tests::apps::Nginx;
 use mesh_tests::capture::Capture;
 use mesh_tests::mesh::{Mesh, Options};
+use mesh_tests::world::{Pod, Process};
 
 use crate::shop::{ECHO, Shop, VIP, both_records, echoed, has, text};
 
@@ -102,4 +105,49 @@ fn two_pods_of_one_node_meet_with_identities_too() -> Result<()> {
         .mesh
         .record(2, &[(names::CLIENT, text(&told["getsockname"])), (names::REPORTER, names::DESTINATION)])?;
     has(&record, names::SOURCE_ID, &near.spiffe_id())
+}
+
+/// A process of `pod` with this number, which nobody has any more: the next number is the kernel's to give, and may be
+/// somebody else's first.
+fn with_number(pod: &Pod, number: u32, arguments: &[&str]) -> Result<Process> {
+    for _ in 0..200 {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())?;
+        let mut process = pod.spawn_peer(arguments)?;
+        if process.id() == number {
+            return Ok(process);
+        }
+        process.kill();
+    }
+    bail!("{number} was never given to a process of {}", pod.name())
+}
+
+#[test]
+fn a_process_number_that_is_used_again_in_another_pod_brings_nothing_of_the_first_ones_identity() -> Result<()>
+{
+    let shop = Shop::open()?;
+    let (other, plain) = (shop.mesh.pod("shop", "other", 1)?, shop.mesh.pod("plain", "stranger", 1)?);
+    shop.mesh.enrolled(&[&other])?;
+    let to = shop.api.at(ECHO);
+    for pod in [&other, &plain] {
+        shop.until_asking(pod, &to, true)?;
+    }
+    let tick = ["ticker", "--to", &to, "--text", "tick", "--every-ms", "5"];
+    let talk = ["talk", "--to", &to, "--send", "hello", "--half-close"];
+    for turn in 0..6 {
+        // It lives for longer than the agent needs to look at its pod's processes, and its connections are the pod's.
+        let mut first = shop.web.spawn_peer(&tick)?;
+        shop.mesh.in_force("it to be answered", || {
+            ensure!(first.stdout().contains("\"ok\""), "{}", first.tail());
+            Ok(())
+        })?;
+        let number = first.id();
+        first.kill();
+        let (pod, id) =
+            if turn % 2 == 0 { (&other, other.spiffe_id()) } else { (&plain, names::NOBODY.to_owned()) };
+        let told = with_number(pod, number, &talk)?.wait(Duration::from_secs(20))?.json()?;
+        echoed(&told)?;
+        let client = [(names::CLIENT, text(&told["getsockname"])), (names::REPORTER, names::DESTINATION)];
+        has(&shop.mesh.record(2, &client)?, names::SOURCE_ID, &id)?;
+    }
+    Ok(())
 }

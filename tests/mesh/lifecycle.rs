@@ -10,7 +10,7 @@ use mesh_tests::manifests::from_account;
 use mesh_tests::mesh::Options;
 use serde_json::Value;
 
-use crate::shop::{ECHO, Shop, VIP, echoed, text, was_reset};
+use crate::shop::{ECHO, Shop, VIP, came_to_nothing, echoed, text};
 
 #[test]
 fn the_mesh_works_on_while_the_controller_is_away_and_takes_changes_when_it_is_back() -> Result<()> {
@@ -51,7 +51,7 @@ fn an_agent_that_starts_while_the_controller_is_away_knows_its_pods_and_fails_cl
     shop.until_asking(&shop.web, &plain_vip, true)?;
     // What needs one fails, is named, and never goes out in plaintext.
     let told = shop.web.peer(&["talk", "--to", &mesh_vip, "--send", "secret-while-alone", "--half-close"])?;
-    ensure!(was_reset(&told), "{told}");
+    ensure!(came_to_nothing(&told), "{told}");
     shop.mesh.record(1, &[(names::REPORTER, names::SOURCE), (names::FLAGS, "no_certificate")])?;
     let status = shop.mesh.meshctl(1, &["-o", "json", "status"])?;
     ensure!(status.stdout.contains("\"restored_from_disk\": true"), "{}{}", status.stdout, status.stderr);

@@ -3,9 +3,11 @@
 //! Each test makes a world of its own (one at a time: a lock sees to that) and removes it.
 
 mod backstop;
+mod container;
 mod corners;
 mod devices;
 mod endings;
+mod golden;
 mod ground;
 mod honest;
 mod identity;
@@ -20,8 +22,10 @@ mod proxy;
 mod replacement;
 mod robustness;
 mod rogue;
+mod rotation;
 mod semantics;
 mod services;
 mod shop;
 mod stranger;
 mod transport;
+mod udp;

@@ -46,18 +46,25 @@ fn a_greedy_pod_and_a_flood_of_half_handshakes_do_not_hold_up_the_neighbours() -
     let (greedy, victim) = (shop.mesh.pod("shop", "greedy", 1)?, shop.mesh.pod("shop", "victim", 2)?);
     let outsider = shop.mesh.pod("plain", "outsider", 1)?;
     shop.mesh.enrolled(&[&greedy, &victim])?;
-    let _sink = apps::peer_server(&victim, "sink", SINK, &[])?;
+    // The greedy pod dials two: with an honest connect(), a destination at its own limit would hold it back before its
+    // agent does.
+    let second = shop.mesh.pod("shop", "second", 2)?;
+    shop.mesh.enrolled(&[&second])?;
+    let _sinks =
+        [apps::peer_server(&victim, "sink", SINK, &[])?, apps::peer_server(&second, "sink", SINK, &[])?];
     echoed(&shop.ask()?)?;
     let quiet = p99(&shop, 4)?;
-    let hogs: Vec<Process> = vec![
+    let mut hogs: Vec<Process> = vec![
         greedy.spawn_peer(&["hog", "--to", &victim.at(SINK), "--count", "4000"])?,
-        outsider.spawn_peer(&["hog", "--to", &victim.at(15008), "--count", "2000", "--half-handshake"])?,
+        greedy.spawn_peer(&["hog", "--to", &second.at(SINK), "--count", "4000"])?,
     ];
     shop.mesh.in_force("the greedy pod to be held back", || {
         let by_cap = held_back(&shop, 1, "pod_limit")? + held_back(&shop, 1, "descriptor_reserve")?;
         ensure!(by_cap > 0.0, "nothing was counted");
         Ok(())
     })?;
+    let flood = ["hog", "--to", &victim.at(15008), "--count", "2000", "--half-handshake"];
+    hogs.push(outsider.spawn_peer(&flood)?);
     shop.mesh.in_force("the flood to be held back", || {
         let by_cap = held_back(&shop, 2, "pod_limit")?
             + held_back(&shop, 2, "handshake_limit")?

@@ -1,10 +1,11 @@
 //! What a policy means at its edges: plaintext against identity conditions, no way back to plaintext, names while policies
 //! change, and what `meshctl check` says of this host's weak spots.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use mesh_tests::apps;
 use mesh_tests::capture::Capture;
 use mesh_tests::mesh::{Mesh, Options};
@@ -96,9 +97,11 @@ fn a_workload_whose_tunnel_port_refuses_or_is_silent_is_never_sent_plaintext() -
         let own = api.v4.to_string();
         let _holder =
             if mode == "closed" { None } else { Some(python(&api, "tunnel_port.py", &[mode, &own])?) };
-        for to in [format!("{VIP}:{ECHO}"), api.at(ECHO)] {
-            let talk = ["talk", "--to", &to, "--send", SECRET, "--half-close", "--timeout-ms", "45000"];
-            let told = web.peer(&talk)?;
+        let talk = |to: &str| {
+            web.spawn_peer(&["talk", "--to", to, "--send", SECRET, "--half-close", "--timeout-ms", "45000"])
+        };
+        for client in [talk(&format!("{VIP}:{ECHO}"))?, talk(&api.at(ECHO))?] {
+            let told = client.wait(Duration::from_secs(60))?.json()?;
             ensure!(was_reset(&told) || told["connect"] != "ok", "{mode}: {told}");
             ensure!(told["received"].as_str().unwrap_or_default().is_empty(), "{mode}: {told}");
         }
@@ -108,6 +111,72 @@ fn a_workload_whose_tunnel_port_refuses_or_is_silent_is_never_sent_plaintext() -
     ensure!(captured.with_port(15008) > 0, "the tunnel port was never tried");
     ensure!(!captured.contains(SECRET.as_bytes()), "plaintext to an enrolled workload: {records:?}");
     Ok(())
+}
+
+/// Makes one connection after the other until one is not refused. True if that one had waited; a false may be chance: it may
+/// have begun when there was nothing to wait for any more.
+fn waits_for(
+    mesh: &mut Mesh,
+    web: &Pod,
+    to: &str,
+    change: impl FnOnce(&mut Mesh) -> Result<()>,
+) -> Result<bool> {
+    let mut ticker = web.spawn_peer(&["ticker", "--to", to, "--text", "tick", "--every-ms", "1"])?;
+    mesh.in_force("a connection to be refused", || {
+        ensure!(ticker.stdout().contains("refused"), "{}", ticker.stdout());
+        Ok(())
+    })?;
+    change(mesh)?;
+    mesh.in_force("the pod to be reached", || {
+        ensure!(ticker.stdout().contains("\"ok\""), "{}", ticker.stdout());
+        Ok(())
+    })?;
+    ticker.kill();
+    let ticks: Result<Vec<Value>, _> = ticker.stdout().lines().map(serde_json::from_str).collect();
+    let ticks = ticks?;
+    let took = |tick: &Value| tick["took_ms"].as_f64().unwrap_or_default();
+    let refused = ticks.iter().take_while(|tick| tick["outcome"] != "ok");
+    for tick in refused.clone() {
+        ensure!(tick["outcome"] == "refused" && took(tick) > 1400.0, "did not wait: {tick}");
+    }
+    Ok(ticks.get(refused.count()).is_some_and(|tick| took(tick) > 30.0))
+}
+
+#[test]
+fn a_connection_waits_until_both_nodes_agree_on_a_pod_that_leaves_the_mesh_or_joins_it() -> Result<()> {
+    let mut mesh = Mesh::prepare(Options::default())?;
+    mesh.manifests.namespace("shop", true)?;
+    mesh.manifests.namespace("bank", true)?;
+    let (web, vault) = (mesh.pod("shop", "web", 1)?, mesh.pod("bank", "vault", 2)?);
+    let _echo = apps::peer_server(&vault, "echo", ECHO, &[])?;
+    let to = vault.at(ECHO);
+    mesh.start_controller()?;
+    // Node 2 has no agent: to node 1 its pod is one that has left the mesh, or is about to join it.
+    mesh.start_agent(1)?;
+    mesh.enrolled(&[&web])?;
+    let enrol = |mesh: &mut Mesh, enrolled: bool| mesh.manifests.namespace("bank", enrolled).map(drop);
+    let mut waited = false;
+    for _ in 0..4 {
+        waited = waits_for(&mut mesh, &web, &to, |mesh| enrol(mesh, false))?;
+        enrol(&mut mesh, true)?;
+        mesh.in_force("the pod to be of the mesh again", || {
+            let told = web.peer(&["talk", "--to", &to, "--send", "hello", "--half-close"])?;
+            ensure!(told["connect"] == "refused", "{told}");
+            Ok(())
+        })?;
+        if waited {
+            break;
+        }
+    }
+    ensure!(waited, "none was connected that had waited for the pod to leave");
+    for _ in 0..4 {
+        if waits_for(&mut mesh, &web, &to, |mesh| mesh.start_agent(2))? {
+            return Ok(());
+        }
+        mesh.kill_agent(2);
+        fs::remove_dir_all(&mesh.world.node(2).pins)?;
+    }
+    bail!("none was connected that had waited for the pod to join")
 }
 
 #[test]

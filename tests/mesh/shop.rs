@@ -88,6 +88,12 @@ impl Shop {
         })
     }
 
+    /// Lets a pod echo, for as long as the shop is open.
+    pub(crate) fn serve(&mut self, pod: &Pod) -> Result<()> {
+        self.servers.push(apps::peer_server(pod, "echo", ECHO, &[])?);
+        Ok(())
+    }
+
     /// Ends the small servers.
     pub(crate) fn close_servers(&mut self) {
         self.servers.clear();
@@ -104,6 +110,12 @@ pub(crate) fn was_reset(told: &Value) -> bool {
     told["connect"] == "refused"
         || told["end"] == "reset"
         || (told["end"] == "eof" && ["reset", "broken-pipe"].contains(&text(&told["send"])))
+}
+
+/// True when nothing came of a connection whose agent could not carry it for a while: a client that was connected at once
+/// was reset, one that is told the truth still waited when its own patience ended.
+pub(crate) fn came_to_nothing(told: &Value) -> bool {
+    was_reset(told) || (told["connect"] != "ok" && text(&told["received"]).is_empty())
 }
 
 /// Fails with what was told, unless it is the echo.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -29,6 +29,8 @@ pub struct Segment {
     pub payload: Vec<u8>,
     /// Its flags byte (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
     pub flags: u8,
+    /// When it was captured.
+    pub at: SystemTime,
 }
 
 /// Everything of one capture.
@@ -85,11 +87,21 @@ impl Capture {
 impl Captured {
     /// True when `needle` was sent in some flow, also across segments.
     pub fn contains(&self, needle: &[u8]) -> bool {
+        !self.said(needle).is_empty()
+    }
+
+    /// From where and to where `needle` was sent, also across segments.
+    pub fn said(&self, needle: &[u8]) -> Vec<[(IpAddr, u16); 2]> {
         let mut flows: BTreeMap<_, Vec<u8>> = BTreeMap::new();
         for segment in &self.segments {
             flows.entry((segment.from, segment.to)).or_default().extend(&segment.payload);
         }
-        flows.values().any(|bytes| find(bytes, needle))
+        flows.iter().filter(|(_, bytes)| find(bytes, needle)).map(|((from, to), _)| [*from, *to]).collect()
+    }
+
+    /// The answers to SYNs from a server's port.
+    pub fn accepted(&self, port: u16) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().filter(move |segment| segment.from.1 == port && segment.flags & 0x12 == 0x12)
     }
 
     /// Segments to or from a port.
@@ -131,16 +143,19 @@ fn parse(bytes: &[u8]) -> Result<Captured> {
     let mut captured = Captured::default();
     let mut rest = bytes.get(24..).unwrap_or_default();
     while let Some(header) = rest.get(..16) {
-        let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let at = SystemTime::UNIX_EPOCH + Duration::new(word(0).into(), word(4) * 1000);
+        let length = word(8) as usize;
         let Some(frame) = rest.get(16..16 + length) else { break };
-        captured.segments.extend(segment(frame));
+        captured.segments.extend(segment(frame, at));
         rest = &rest[16 + length..];
     }
     Ok(captured)
 }
 
 /// Ethernet, IPv4 or IPv6 without extension headers, TCP.
-fn segment(frame: &[u8]) -> Option<Segment> {
+fn segment(frame: &[u8], at: SystemTime) -> Option<Segment> {
     let packet = frame.get(14..)?;
     let (from, to, tcp) = match frame.get(12..14)? {
         [0x08, 0x00] => {
@@ -170,5 +185,6 @@ fn segment(frame: &[u8]) -> Option<Segment> {
         to: (to, port(2)?),
         payload: tcp.get(header..).unwrap_or_default().to_vec(),
         flags: *tcp.get(13)?,
+        at,
     })
 }

@@ -3,7 +3,7 @@
 //!
 //! In: a machine with root, cgroup v2 and network namespaces, and the workspace's binaries beside the running one.
 //! Out: [`world::World`] (namespaces, cgroups, processes), [`mesh::Mesh`] (controller and agents over a world),
-//! [`capture::Capture`] (bytes on the link between nodes) and [`access_log::AccessLog`] (the agents' records).
+//! [`kube::Cluster`] (a real API server), [`capture::Capture`] (bytes on the link between nodes) and [`access_log::AccessLog`] (the agents' records).
 //! No address outside of the namespaces is ever used.
 
 pub mod access_log;
@@ -11,10 +11,13 @@ pub mod apps;
 pub mod bench;
 pub mod capture;
 pub mod demo;
+mod http;
+pub mod kube;
 pub mod manifests;
 pub mod mesh;
 mod mesh_status;
 pub mod metrics;
+mod options;
 pub mod poll;
 pub mod world;
 

@@ -108,6 +108,23 @@ impl Manifests {
         }))
     }
 
+    /// A Service of UDP ports (name, port, target port) without slices: its endpoints are the pods with `app=NAME`.
+    pub fn udp_service(&self, name: (&str, &str), vips: &[&str], ports: &[ServicePort<'_>]) -> Result<()> {
+        let ports: Vec<Value> = ports
+            .iter()
+            .map(|(name, port, target)| {
+                json!({ "name": name, "port": port, "targetPort": target, "protocol": "UDP" })
+            })
+            .collect();
+        self.put(&json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "namespace": name.0, "name": format!("{}-udp", name.1) },
+            "spec": {
+                "clusterIP": vips.first(), "clusterIPs": vips, "ports": ports, "selector": { "app": name.1 },
+            },
+        }))
+    }
+
     /// A Service and its slices, one for each family.
     pub fn service(&self, spec: &ServiceSpec<'_>) -> Result<()> {
         let ports: Vec<Value> = spec.ports.iter().map(|(name, port, target)| {
@@ -194,6 +211,13 @@ fn file_name(object: &Value) -> String {
     let kind = text(&object["kind"]).to_lowercase();
     let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
     format!("{kind}-{namespace}-{name}.yaml")
+}
+
+/// A rule that a principal of `namespace` with service account `account` matches on these UDP ports.
+pub fn udp_from_account(namespace: &str, account: &str, ports: &[u16]) -> Value {
+    let mut rules = from_account(namespace, account);
+    rules[0]["to"] = json!([{ "operation": { "protocol": "UDP", "ports": ports } }]);
+    rules
 }
 
 /// A rule that a principal of `namespace` with service account `account` matches.

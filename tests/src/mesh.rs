@@ -10,8 +10,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::access_log::{self, AccessLog};
+use crate::http;
+use crate::kube::kubelet::Kubelet;
+use crate::kube::{Cluster, User};
 use crate::manifests::{Manifests, ServiceSpec};
-use crate::metrics::Metrics;
+pub use crate::options::Options;
 use crate::poll;
 use crate::world::{CONTROLLER_V4, Finished, Node, Pod, PodSpec, Process, World, binary};
 
@@ -19,40 +22,14 @@ use crate::world::{CONTROLLER_V4, Finished, Node, Pod, PodSpec, Process, World, 
 pub(crate) const READY: Duration = Duration::from_secs(30);
 const IN_FORCE: Duration = Duration::from_secs(15);
 
-/// How a mesh is started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Which transport each node's agent offers, in order of nodes: `auto` or `hbone`.
-    pub transports: Vec<&'static str>,
-    /// When a pod's `connect()` returns: `honest` or `eager`.
-    pub connect: String,
-    /// What becomes of pods that nobody has classified yet: `hold` or `pass`.
-    pub unclassified: String,
-    /// How long certificates live.
-    pub svid_ttl: &'static str,
-    /// Further arguments of every agent.
-    pub agent_arguments: Vec<&'static str>,
-    /// Each agent is in a cgroup of its own below the pods' root, as a DaemonSet's is.
-    pub agents_as_pods: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            transports: vec!["auto", "auto"],
-            connect: crate::mode("CONNECT", "eager"),
-            unclassified: crate::mode("UNCLASSIFIED", "hold"),
-            svid_ttl: "24h",
-            agent_arguments: Vec::new(),
-            agents_as_pods: false,
-        }
-    }
-}
-
 /// A controller, agents, and the world that they serve.
 pub struct Mesh {
     /// The manifests that the controller reads.
     pub manifests: Manifests,
+    /// The API server that the controller reads, where the options ask for one.
+    pub cluster: Option<Cluster>,
+    /// The nodes' kubelets, where the options ask for them.
+    pub kubelets: Vec<Kubelet>,
     /// Another build of the agent, for those that are started from now on.
     pub agent_program: Option<PathBuf>,
     options: Options,
@@ -73,21 +50,46 @@ impl Mesh {
     pub fn start_with(options: Options) -> Result<Self> {
         let mut mesh = Self::prepare(options)?;
         mesh.start_controller()?;
-        for node in 1..=mesh.options.transports.len() {
-            mesh.start_agent(u8::try_from(node)?)?;
+        for node in 1..=mesh.options.first_nodes()? {
+            mesh.start_agent(node)?;
         }
         Ok(mesh)
     }
 
-    /// A world and a folder of manifests; nothing runs yet.
-    pub fn prepare(options: Options) -> Result<Self> {
-        let world = World::with_nodes(u8::try_from(options.transports.len())?)?;
-        let manifests = Manifests::new(world.files.join("manifests"))?;
-        let agents = options.transports.iter().map(|_| None).collect();
-        Ok(Self { manifests, agent_program: None, options, controller: None, agents, starts: 0, world })
+    /// Starts the kubelet of a node that was left out, or is off; the nodes in order.
+    pub fn start_kubelet(&mut self, number: u8) -> Result<()> {
+        let cluster = self.cluster.as_ref().ok_or_else(|| anyhow!("the mesh has no API server"))?;
+        self.kubelets.push(cluster.start_kubelet(&mut self.world, number, self.options.driver(number))?);
+        Ok(())
     }
 
-    fn state(&self, of: &str) -> Result<PathBuf> {
+    /// A world and a folder of manifests; nothing runs yet.
+    pub fn prepare(options: Options) -> Result<Self> {
+        let mut world = World::with_nodes(u8::try_from(options.transports.len())?)?;
+        let manifests = Manifests::new(world.files.join("manifests"))?;
+        let agents = options.transports.iter().map(|_| None).collect();
+        let mut cluster = (options.kube || options.kubelets).then(|| Cluster::start(&world)).transpose()?;
+        let mut kubelets = Vec::new();
+        if let Some(cluster) = cluster.as_mut().filter(|_| options.kubelets) {
+            cluster.start_controllers()?;
+            for node in 1..=options.first_nodes()? {
+                kubelets.push(cluster.start_kubelet(&mut world, node, options.driver(node))?);
+            }
+        }
+        Ok(Self {
+            manifests,
+            cluster,
+            kubelets,
+            agent_program: None,
+            options,
+            controller: None,
+            agents,
+            starts: 0,
+            world,
+        })
+    }
+
+    pub(crate) fn state(&self, of: &str) -> Result<PathBuf> {
         let path = self.world.files.join(of);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         Ok(path)
@@ -97,7 +99,12 @@ impl Mesh {
     pub fn start_controller(&mut self) -> Result<()> {
         self.starts += 1;
         let state = self.state("controller")?;
-        let source = format!("dir:{}", self.manifests.folder().display());
+        let source = match &self.cluster {
+            Some(_) => "kube".to_owned(),
+            None => format!("dir:{}", self.manifests.folder().display()),
+        };
+        let kubeconfig = self.cluster.as_ref().map(|cluster| cluster.kubeconfig(User::Controller));
+        let kubeconfig = kubeconfig.map(|path| format!("--kubeconfig={}", path.display()));
         let (listen, metrics) = (format!("{CONTROLLER_V4}:15010"), format!("{CONTROLLER_V4}:15014"));
         let state_text = state.to_string_lossy().into_owned();
         let arguments = [
@@ -114,6 +121,8 @@ impl Mesh {
             "--svid-ttl",
             self.options.svid_ttl,
         ];
+        let more = self.options.controller_arguments.iter().map(String::as_str);
+        let arguments: Vec<&str> = arguments.into_iter().chain(kubeconfig.as_deref()).chain(more).collect();
         let name = format!("controller-{}", self.starts);
         let mut process = Process::start(&self.world.wire(), &name, &binary("mesh-controller")?, &arguments)?;
         poll::until("the controller to serve", READY, || {
@@ -149,7 +158,11 @@ impl Mesh {
         let state = self.state(&format!("agent-{}", node.name))?;
         let token = state.join("join-token");
         if !token.is_file() {
-            fs::write(&token, self.join_token(&node.name)?)?;
+            let given = match &self.cluster {
+                Some(cluster) if self.options.kubelets => cluster.agent_token(&node.name)?,
+                _ => self.join_token(&node.name)?,
+            };
+            fs::write(&token, given)?;
         }
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let transport = self.options.transports[usize::from(number) - 1];
@@ -166,6 +179,7 @@ impl Mesh {
             text(state),
             "--pods-cgroup".to_owned(),
             text(node.pods_cgroup()),
+            format!("--kubelet-cgroup={}", node.kubelet_cgroup().display()),
             "--pin-dir".to_owned(),
             text(node.pins.clone()),
             "--admin-socket".to_owned(),
@@ -219,15 +233,10 @@ impl Mesh {
             if !agent.running() {
                 bail!(poll::Hopeless("it has ended"));
             }
-            let answer = crate::world::netns::inside(&place.netns, || http_get(address, "/readyz"))??;
+            let answer = crate::world::netns::inside(&place.netns, || http::get(address, "/readyz"))??;
             if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(anyhow!("it answers {answer:?}")) }
         })
         .with_context(|| agent.tail())
-    }
-
-    /// Where `meshctl` reaches a node's agent.
-    pub fn admin_socket(&self, number: u8) -> PathBuf {
-        self.world.files.join(format!("agent-n{number}.sock"))
     }
 
     fn join_token(&self, node: &str) -> Result<String> {
@@ -267,6 +276,11 @@ impl Mesh {
     /// Kills a node's agent (SIGKILL).
     pub fn kill_agent(&mut self, number: u8) {
         self.agents[usize::from(number) - 1] = None;
+    }
+
+    /// Gives the controller one more argument, from its next start on.
+    pub fn controller_argument(&mut self, argument: String) {
+        self.options.controller_arguments.push(argument);
     }
 
     /// Kills the controller.
@@ -323,21 +337,13 @@ impl Mesh {
         let mut all = String::new();
         let Ok(entries) = fs::read_dir(self.world.files.join("logs")) else { return all };
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        files.sort_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
+        files.sort_by_cached_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
         for path in files {
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
                 all.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
             }
         }
         all
-    }
-
-    /// The metrics of a node's agent.
-    pub fn metrics(&self, number: u8) -> Result<Metrics> {
-        let node = self.world.node(number);
-        let address: std::net::SocketAddr = metrics_address(node).parse()?;
-        let answer = crate::world::netns::inside(&node.netns, || http_get(address, "/metrics"))??;
-        Metrics::parse(answer.split_once("\r\n\r\n").map_or("", |(_, body)| body))
     }
 
     /// The ends of all programs' outputs, for a failure's message.
@@ -358,17 +364,6 @@ impl Mesh {
     }
 }
 
-fn metrics_address(node: &Node) -> String {
+pub(crate) fn metrics_address(node: &Node) -> String {
     format!("{}:15020", node.v4)
-}
-
-/// A plain HTTP request from the calling thread's namespace; the whole answer.
-fn http_get(address: std::net::SocketAddr, path: &str) -> Result<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

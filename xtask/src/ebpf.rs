@@ -1,5 +1,5 @@
 //! Builds the kernel programs. In: `mesh-ebpf/` and whatever tools the machine already has. Out: `target/bpf/*.o`, which
-//! the agent's build embeds; missing tools are installed first.
+//! the agent's build embeds; missing tools are installed first. And another build of the agent, which upgrades are tried with.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,6 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::steps::cargo;
+use crate::tools;
+
 /// The linker's version; it must know the bitcode of rustc's LLVM.
 const BPF_LINKER: &str = "0.13.0";
 /// The LLVM that rustc 1.95 is built on.
@@ -16,8 +19,30 @@ const LLVM: &str = "22";
 /// The objects, named after their binaries in `mesh-ebpf`.
 const OBJECTS: [&str; 3] = ["mesh-cgroup", "mesh-lookup", "mesh-standin"];
 
+/// The feature of `mesh-ebpf` and of `mesh-agent` that makes another build of each.
+const OTHER: &str = "other-build";
+
 /// Builds all objects into `target/bpf` below `root`, the workspace's folder.
 pub(crate) fn build(root: &Path) -> Result<()> {
+    build_into(root, "target/bpf", &[])
+}
+
+/// Builds an agent of the same sources whose kernel programs and some of whose maps are others, beside the one of this build:
+/// `other-build/mesh-agent`.
+pub(crate) fn build_other(root: &Path) -> Result<()> {
+    build_into(root, "target/bpf/other", &["--features", OTHER])?;
+    let feature = format!("mesh-agent/{OTHER}");
+    // Of the workspace, so that its dependencies are those of the other builds.
+    let agent = ["--workspace", "--bin", "mesh-agent", "--features", feature.as_str()];
+    cargo(root, &[&["build", "--release", "--locked"], &agent[..]].concat(), &[])?;
+    let built = tools::target_directory(root).join("release");
+    let beside = built.join(OTHER);
+    fs::create_dir_all(&beside).with_context(|| format!("creating {}", beside.display()))?;
+    let copied = fs::copy(built.join("mesh-agent"), beside.join("mesh-agent"));
+    copied.map(drop).with_context(|| format!("copying the agent to {}", beside.display()))
+}
+
+fn build_into(root: &Path, out: &str, features: &[&str]) -> Result<()> {
     let tools = ensure_tools()?;
     let manifest = root.join("mesh-ebpf/Cargo.toml");
     let target = root.join("mesh-ebpf/target");
@@ -42,6 +67,7 @@ pub(crate) fn build(root: &Path) -> Result<()> {
         .arg(&manifest)
         .arg("--target-dir")
         .arg(&target)
+        .args(features)
         .current_dir(root.join("mesh-ebpf"))
         .env("PATH", path_with(&tools))
         // The pinned stable compiler builds `core` for the kernel's target, and the programs count with its atomics.
@@ -51,7 +77,7 @@ pub(crate) fn build(root: &Path) -> Result<()> {
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("CARGO_BUILD_TARGET");
     run(&mut cargo).context("building mesh-ebpf")?;
-    let out = root.join("target/bpf");
+    let out = root.join(out);
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     for name in OBJECTS {
         let built = target.join("bpfel-unknown-none/release").join(name);

@@ -2,6 +2,9 @@
 //! verdict on the workspace, a demo, a table of figures. What is missing on the machine is installed first.
 
 mod ebpf;
+mod fuzz;
+mod generate;
+mod go;
 mod packages;
 mod steps;
 mod style;
@@ -28,11 +31,30 @@ struct Arguments {
 enum Task {
     /// Builds the kernel programs, with the tools that this needs.
     BuildEbpf,
+    /// Builds another agent beside this one, for the scenarios of an upgrade.
+    BuildOther,
+    /// Builds a real control plane from its Go modules into `target/kube`, for the scenarios on it.
+    Kube,
+    /// Writes what is generated: the chart of the custom resources, and `deploy/manifests`.
+    Gen {
+        /// Only compare, and fail if anything would change.
+        #[arg(long)]
+        check: bool,
+    },
     /// Proves the workspace: style, licences, units, and scenarios with real programs on this kernel (root).
     Test {
         /// Only scenarios whose name contains this.
         #[arg(long)]
         only: Option<String>,
+    },
+    /// Fuzzes everything that is parsed from a peer, a pod or a pin, in the long form.
+    Fuzz {
+        /// Inputs of each target.
+        #[arg(long, default_value_t = 10_000_000)]
+        inputs: u64,
+        /// Only this target.
+        #[arg(long)]
+        target: Option<String>,
     },
     /// Shows the mesh at work with nginx, PostgreSQL and redis in namespaces (root).
     Demo {
@@ -54,6 +76,9 @@ enum Task {
         /// Instead: the memory of an agent with so many pods.
         #[arg(long)]
         pods: Option<u32>,
+        /// Instead: the control plane's times and memory with so many services of twenty pods each.
+        #[arg(long)]
+        services: Option<u32>,
     },
 }
 
@@ -64,17 +89,31 @@ fn main() -> Result<()> {
             let mut steps = Steps::new();
             steps.run("build the kernel programs", || ebpf::build(&root))
         }
+        Task::BuildOther => {
+            let mut steps = Steps::new();
+            steps.run("build another agent", || ebpf::build_other(&root))
+        }
+        Task::Kube => {
+            let mut steps = Steps::new();
+            steps.run("build a control plane", || go::KUBE.build(&root).map(drop))
+        }
+        Task::Gen { check } => generate::run(&root, check),
         Task::Test { only } => test::run(&root, only.as_deref()),
+        Task::Fuzz { inputs, target } => fuzz::run(&root, inputs, target.as_deref()),
         Task::Demo { keep } => {
             prepare(&root, packages::DEMO)?;
             exec(&root, "demo", if keep { vec!["--keep".to_owned()] } else { Vec::new() })
         }
-        Task::Bench { rounds, seconds, hooks, pods } => {
+        Task::Bench { rounds, seconds, hooks, pods, services } => {
             prepare(&root, packages::BENCH)?;
+            if services.is_some() {
+                Steps::new().run("build a control plane", || go::KUBE.build(&root).map(drop))?;
+            }
             let mut arguments =
                 vec!["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
             arguments.extend(hooks.then(|| "--hooks".to_owned()));
             arguments.extend(pods.iter().flat_map(|pods| ["--pods".to_owned(), pods.to_string()]));
+            arguments.extend(services.iter().flat_map(|count| ["--services".to_owned(), count.to_string()]));
             exec(&root, "bench", arguments)
         }
     }

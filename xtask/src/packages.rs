@@ -45,6 +45,8 @@ pub(crate) const TEST: &[Needed] = &[
     ("musl-gcc", "musl-tools"),
     ("wrk", "wrk"),
     ("bpftool", "bpftool"),
+    // kube-proxy and NetworkPolicies.
+    ("nft", "nftables"),
 ];
 
 /// Installs the packages whose programs are missing.

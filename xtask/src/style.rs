@@ -16,6 +16,7 @@ const FOLDERS: &[&str] = &[
     "mesh-cli",
     "xtask",
     "tests",
+    "fuzz",
 ];
 const LINES: usize = 400;
 const TEST_LINES: usize = 600;
@@ -42,7 +43,10 @@ fn fault(file: &str, text: &str) -> Option<String> {
     if !text.starts_with("//!") && !text.starts_with("#!") {
         return Some(format!("{file}: does not open with //! (what it is, what comes in, what goes out)"));
     }
-    let is_test = file.contains("/tests/") || file.ends_with("tests.rs") || file.starts_with("tests/mesh/");
+    let is_test = file.contains("/tests/")
+        || file.ends_with("tests.rs")
+        || file.starts_with("tests/mesh/")
+        || file.starts_with("tests/kube/");
     let own = text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(own, _)| own);
     let (lines, limit) =
         if is_test { (text.lines().count(), TEST_LINES) } else { (own.lines().count(), LINES) };

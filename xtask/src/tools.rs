@@ -10,10 +10,10 @@ use crate::steps::run;
 
 const CARGO_DENY: &str = "cargo-deny";
 
-/// Where tools are kept between runs.
-fn folder() -> Result<PathBuf> {
+/// Where something is kept between runs.
+pub(crate) fn folder(of: &str) -> Result<PathBuf> {
     let home = std::env::var_os("HOME").context("HOME is not set")?;
-    Ok(PathBuf::from(home).join(".cache/ferromesh/tools"))
+    Ok(PathBuf::from(home).join(".cache/ferromesh").join(of))
 }
 
 /// The program cargo-deny; built when it is missing.
@@ -21,7 +21,7 @@ pub(crate) fn cargo_deny() -> Result<PathBuf> {
     if present(CARGO_DENY) {
         return Ok(PathBuf::from(CARGO_DENY));
     }
-    let folder = folder()?;
+    let folder = folder("tools")?;
     let program = folder.join("bin").join(CARGO_DENY);
     if !program.is_file() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

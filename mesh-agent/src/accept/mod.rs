@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_common::{PORT_HELD, PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND};
 use tokio::net::TcpStream;
 
 use crate::intercept::PodNet;
@@ -78,7 +79,7 @@ pub fn inbound_plain(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Res
 /// Whether `dst` names an application of `pod` from outside: an address of its own and no port of the agent.
 pub fn is_application(pod: &PodNet, dst: SocketAddr) -> bool {
     let ip = dst.ip().to_canonical();
-    let ours = [mesh_common::PORT_OUTBOUND, mesh_common::PORT_INBOUND, mesh_common::PORT_MTLS];
+    let ours = [PORT_OUTBOUND, PORT_HELD, PORT_INBOUND, PORT_MTLS];
     pod.addresses.contains(&ip) && !ip.is_loopback() && dst.port() != 0 && !ours.contains(&dst.port())
 }
 

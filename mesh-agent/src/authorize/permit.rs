@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use mesh_core::authorize::{DenyReason, Peer, Request, Verdict, decide};
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::{PolicyName, Workload, WorkloadUid};
+use mesh_core::model::{PolicyName, Protocol, Workload, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 
 /// Policy says no. It is the client's fault, and trying again does not help until policy changes.
@@ -71,7 +71,13 @@ pub(super) struct Subject {
 impl Subject {
     /// Decides by `snapshot`; gives the AUDIT policies that matched.
     fn decide(&self, snapshot: &Snapshot, workload: &Workload) -> Result<Vec<PolicyName>, DenyReason> {
-        let request = Request { peer: &self.peer, client: self.client, workload, port: self.port };
+        let request = Request {
+            peer: &self.peer,
+            client: self.client,
+            workload,
+            protocol: Protocol::Tcp,
+            port: self.port,
+        };
         match decide(snapshot, &request) {
             Verdict::Allow { audit, .. } => Ok(audit),
             // The source need not hold the policies of another node's pods; the destination does, and decides.

@@ -1,6 +1,6 @@
 //! The administration socket: HTTP/1 and JSON over a Unix socket that only the agent's user may open (0600).
 //!
-//! `GET /status`, `/dump`, `/check`, and `/explain?src=NAMESPACE/POD&dst=DESTINATION:PORT`. It only reads.
+//! `GET /status`, `/dump`, `/check`, `/ready`, and `/explain?src=NAMESPACE/POD&dst=DESTINATION:PORT`. It only reads.
 
 use std::convert::Infallible;
 use std::fs::{self, Permissions};
@@ -30,6 +30,12 @@ pub trait Local: Send + Sync + 'static {
     fn pods(&self) -> Value;
     /// Problems that an operator should see, one text each.
     fn problems(&self) -> Vec<String>;
+    /// Uids of pods on the node's own network, which are left alone.
+    fn on_node_network(&self) -> Vec<String>;
+    /// Who speaks plaintext to the pods where that is still taken.
+    fn plaintext(&self) -> Value;
+    /// Why this agent is not ready; empty when it is.
+    fn missing(&self) -> Vec<String>;
     /// What the kernel of this node can and cannot do.
     fn check(&self) -> Value;
 }
@@ -163,8 +169,13 @@ impl Admin {
             "/status" => self.status(),
             "/dump" => respond(StatusCode::OK, &self.dump()),
             "/check" => respond(StatusCode::OK, &self.local.check()),
+            // Whose answer it is: two agents may share a node while one takes over from the other.
+            "/ready" => respond(
+                StatusCode::OK,
+                &json!({ "process": std::process::id(), "missing": self.local.missing() }),
+            ),
             "/explain" => self.explain(request.uri().query().unwrap_or_default()).await,
-            _ => failure(StatusCode::NOT_FOUND, "there is /status, /dump, /check and /explain"),
+            _ => failure(StatusCode::NOT_FOUND, "there is /status, /dump, /check, /ready and /explain"),
         }
     }
 
@@ -172,6 +183,8 @@ impl Admin {
         let mut status = view::status(&self.control, &self.node);
         status["pods"] = self.local.pods();
         status["problems"] = json!(self.local.problems());
+        status["on_node_network"] = json!(self.local.on_node_network());
+        status["plaintext"] = self.local.plaintext();
         respond(StatusCode::OK, &status)
     }
 
@@ -221,7 +234,7 @@ fn respond(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 }
 
 /// The first value of `name` in a query, percent-decoded; `None` when it is not there or not UTF-8.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.bytes();

@@ -180,7 +180,11 @@ impl Discovery {
                 error
             }
         };
-        session.send(Kind::Ack(Ack { version, error, certificates: self.certificates() })).await
+        session.send(Kind::Ack(self.ack(version, error))).await
+    }
+
+    fn ack(&self, version: u64, error: String) -> Ack {
+        Ack { version, error, certificates: self.certificates(), bundle_id: self.bundle.id() }
     }
 
     /// Tells of new certificates by acknowledging the same version again.
@@ -189,9 +193,7 @@ impl Discovery {
         if !session.begun || session.refused.is_some() {
             return Ok(());
         }
-        let (version, error) = (session.version, String::new());
-        let ack = Ack { version, error, certificates: self.certificates() };
-        session.send(Kind::Ack(ack)).await
+        session.send(Kind::Ack(self.ack(session.version, String::new()))).await
     }
 
     fn apply(&self, message: ControllerMessage) -> Result<(), Refused> {

@@ -65,7 +65,9 @@ pub struct Controller {
 struct Tls {
     host: String,
     port: u16,
-    file_roots: Vec<CertificateDer<'static>>,
+    /// The operator's file, and what was last good in it.
+    roots_path: String,
+    file_roots: Mutex<Vec<CertificateDer<'static>>>,
     svids: Arc<SvidStore>,
     node: Mutex<Option<Arc<CertifiedKey>>>,
 }
@@ -84,12 +86,7 @@ impl Controller {
             return Err(bad());
         };
         let roots = |problem: String| ControllerError::Roots { path: roots_path.to_owned(), problem };
-        let file_roots = CertificateDer::pem_slice_iter(roots_pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| roots(format!("{e:?}")))?;
-        if file_roots.is_empty() {
-            return Err(roots("no certificate in it".to_owned()));
-        }
+        let file_roots = Mutex::new(certificates(roots_pem).map_err(roots)?);
         // TLS is done by our own connector, so that the certificate and the roots can change: tonic sees plain `http`.
         let origin = format!("https://{CONTROLLER_NAME}:{port}").parse().map_err(|_| bad())?;
         let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"))
@@ -100,7 +97,8 @@ impl Controller {
             .keep_alive_timeout(KEEPALIVE_LIMIT)
             .keep_alive_while_idle(true);
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let tls = Arc::new(Tls { host, port, file_roots, svids, node: Mutex::new(None) });
+        let roots_path = roots_path.to_owned();
+        let tls = Arc::new(Tls { host, port, roots_path, file_roots, svids, node: Mutex::new(None) });
         Ok(Arc::new(Self { endpoint, tls, channel: Mutex::new(None) }))
     }
 
@@ -123,8 +121,8 @@ impl Controller {
 impl Tls {
     fn config(&self) -> Result<ClientConfig, rustls::Error> {
         let mut roots = RootCertStore::clone(&self.svids.trust().roots);
-        for root in &self.file_roots {
-            roots.add(root.clone())?;
+        for root in self.file_roots() {
+            roots.add(root)?;
         }
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -139,6 +137,19 @@ impl Tls {
         Ok(config)
     }
 
+    /// What the operator's file holds now, or held last when it cannot be read.
+    fn file_roots(&self) -> Vec<CertificateDer<'static>> {
+        let mut held = self.file_roots.lock();
+        let read = std::fs::read(&self.roots_path).map_err(|e| e.to_string());
+        match read.and_then(|pem| certificates(&pem)) {
+            Ok(roots) => held.clone_from(&roots),
+            Err(problem) => {
+                tracing::debug!(path = self.roots_path, problem, "the roots that were read before stay")
+            }
+        }
+        held.clone()
+    }
+
     async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
         let config = self.config().map_err(io::Error::other)?;
         let name = ServerName::try_from(CONTROLLER_NAME).map_err(io::Error::other)?;
@@ -148,6 +159,14 @@ impl Tls {
         };
         tcp.set_nodelay(true)?;
         tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match read {
+        Ok(roots) if roots.is_empty() => Err("no certificate in it".to_owned()),
+        other => other.map_err(|e| format!("{e:?}")),
     }
 }
 

@@ -1,16 +1,18 @@
-//! What would happen to a connection, step by step: the same route and the same decision as the data plane's, told as a
-//! list. A pod and a destination come in as text, an [`Explanation`] goes out.
+//! What would happen to a connection or, behind `udp://`, to a datagram, step by step: the same route and the same decision
+//! as the data plane's, told as a list. A pod and a destination come in as text, an [`Explanation`] goes out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::authorize::{Peer, PlainReason, Request, Verdict, decide_traced};
-use mesh_core::model::{EndpointHealth, Service, ServiceName, Workload};
+use mesh_core::model::{EndpointHealth, Protocol, Service, ServiceName, Workload};
 use mesh_core::route::{Candidate, NoRoute, Route, resolve};
 use mesh_core::snapshot::{Destination, Snapshot};
 use serde::Serialize;
 
 use super::{Lookup, Published};
+
+mod udp;
 
 /// The most endpoints that are explained one by one.
 const MOST_ENDPOINTS: usize = 16;
@@ -21,7 +23,7 @@ pub(super) enum ExplainError {
     #[error("{0:?} is not a source: give NAMESPACE/POD")]
     Source(String),
     #[error(
-        "{0:?} is not a destination: give IP:PORT, [IPV6]:PORT, NAMESPACE/SERVICE:PORT or SERVICE.NAMESPACE:PORT"
+        "{0:?} is not a destination: give IP:PORT, [IPV6]:PORT, NAMESPACE/SERVICE:PORT or SERVICE.NAMESPACE:PORT, for UDP with udp:// in front"
     )]
     Destination(String),
     #[error("this agent knows no pod {0}: ask the agent of the node that the pod runs on")]
@@ -55,7 +57,10 @@ pub(super) struct Explanation {
     pub(super) reason: String,
 }
 
-/// Explains a connection of the pod `source` to `destination`.
+/// In front of a destination of datagrams.
+const UDP: &str = "udp://";
+
+/// Explains a connection of the pod `source` to `destination`, or a datagram.
 pub(super) async fn explain(
     published: &Published,
     lookup: &Lookup,
@@ -66,8 +71,13 @@ pub(super) async fn explain(
     let pod = find_pod(&snapshot, source)?;
     let mut steps = Steps(Vec::new());
     steps.add("source", format!("pod {source}"), source_outcome(&pod));
-    let dst = find_destination(&snapshot, &pod, destination, &mut steps)?;
-    if matches!(snapshot.destination(dst.ip()), Destination::NotLoaded) {
+    let (protocol, named) = match destination.strip_prefix(UDP) {
+        Some(named) => (Protocol::Udp, named),
+        None => (Protocol::Tcp, destination),
+    };
+    let dst = find_destination(&snapshot, &pod, named, &mut steps)?;
+    // What UDP rules speak of is here ahead.
+    if protocol == Protocol::Tcp && matches!(snapshot.destination(dst.ip()), Destination::NotLoaded) {
         let outcome = match lookup.ensure(dst.ip()).await {
             Ok(()) => "the controller answered".to_owned(),
             Err(error) => error.to_string(),
@@ -76,11 +86,14 @@ pub(super) async fn explain(
     }
     // The lookup may have made a new snapshot; the rest is told of one.
     let snapshot = published.load();
-    let (verdict, reason) = follow(&snapshot, &pod, dst, &mut steps);
+    let (verdict, reason) = match protocol {
+        Protocol::Tcp => follow(&snapshot, &pod, dst, &mut steps),
+        Protocol::Udp => udp::follow(&snapshot, &pod, dst, &mut steps),
+    };
     Ok(Explanation {
         source: source.to_owned(),
         identity: pod.identity.to_string(),
-        destination: dst.to_string(),
+        destination: if protocol == Protocol::Udp { format!("{UDP}{dst}") } else { dst.to_string() },
         snapshot_version: snapshot.version,
         steps: steps.0,
         verdict,
@@ -257,7 +270,7 @@ fn one(
         .and_then(|_| pod.addresses.iter().find(|a| a.is_ipv4() == address.is_ipv4()))
         .copied()
         .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-    let request = Request { peer: &peer, client, workload, port: address.port() };
+    let request = Request { peer: &peer, client, workload, protocol: Protocol::Tcp, port: address.port() };
     let at = format!("{address} ({}/{})", workload.namespace(), workload.name);
     let verdict = decide_traced(snapshot, &request, &mut |subject, outcome| {
         steps.add("authorize", format!("{at}: {subject}"), outcome.to_string());

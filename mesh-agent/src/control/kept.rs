@@ -80,7 +80,7 @@ pub(super) fn read(node: &NodeSettings) -> Result<Option<Kept>, KeptError> {
     parse(&bytes, &path, node).map(Some)
 }
 
-fn parse(bytes: &[u8], path: &std::path::Path, node: &NodeSettings) -> Result<Kept, KeptError> {
+pub(super) fn parse(bytes: &[u8], path: &std::path::Path, node: &NodeSettings) -> Result<Kept, KeptError> {
     let path = || path.to_owned();
     let Some((header, body)) = bytes.split_at_checked(HEADER) else { return Err(KeptError::Format(path())) };
     let Some(checksum) = header.strip_prefix(MAGIC) else { return Err(KeptError::Format(path())) };
@@ -174,10 +174,14 @@ impl Keeper {
 }
 
 fn render(kept: &KeptSnapshot) -> Vec<u8> {
-    let body = kept.encode_to_vec();
-    [MAGIC.as_slice(), digest(&SHA256, &body).as_ref(), &body].concat()
+    file(&kept.encode_to_vec())
+}
+
+/// The file with this content.
+pub(super) fn file(body: &[u8]) -> Vec<u8> {
+    [MAGIC.as_slice(), digest(&SHA256, body).as_ref(), body].concat()
 }
 
 #[cfg(test)]
 #[path = "kept_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -18,7 +18,8 @@ fn node(folder: &Path) -> NodeSettings {
     }
 }
 
-fn kept() -> KeptSnapshot {
+/// What an agent may have kept.
+pub(in crate::control) fn kept() -> KeptSnapshot {
     let absent = proto::Resource { kind: Some(Kind::Absent(vec![10, 0, 0, 9])) };
     let snapshot = proto::ControllerMessage {
         version: 7,

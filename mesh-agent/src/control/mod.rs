@@ -11,6 +11,8 @@ mod client;
 mod dial;
 mod explain;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handover;
 mod kept;
 mod lookup;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 pub use backoff::Backoff;
 use certs::Keyring;
+pub(crate) use certs::rfc3339;
 pub use certs::{CertificateError, NodeError, NodeIdentity, NodeSettings, PortableSvid};
 pub use dial::{CONTROLLER_NAME, Controller, ControllerError};
 pub use handover::{ControlState, ImportError};
@@ -136,19 +139,20 @@ impl Control {
             published: self.published.clone(),
             svids: Arc::clone(&self.svids),
             keyring: Arc::clone(&self.keyring),
+            bundle: self.bundle.clone(),
             node: node.node.as_str().into(),
             status: Arc::clone(&self.status),
             metrics: self.metrics.clone(),
             backoff: settings.sign_backoff,
         };
-        let (status, metrics) = (Arc::clone(&self.status), self.metrics.clone());
+        let told = (Arc::clone(&self.status), self.metrics.clone());
         // Made before anything is published, so that what `restore` took over is not written again.
         let keeper = kept::Keeper::new(self, &node);
         tokio::join!(
             keeper.run(),
             discovery.run(),
             signer.run(),
-            certs::keep_renewed(controller, node, identity, status, metrics),
+            certs::keep_renewed(controller, node, identity, self.bundle.clone(), told),
             self.lookup.clone().expire_idle(),
         );
     }

@@ -1,12 +1,14 @@
 //! What the agent holds, as JSON for the administration socket. Private keys are never part of it.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use mesh_core::model::{
     Affinity, AuthorizationPolicy, Endpoint, Rule, Service, StringMatch, TrafficScope, Workload,
 };
-use mesh_core::snapshot::Snapshot;
+use mesh_core::snapshot::{Snapshot, UdpBackend};
 use serde_json::{Value, json};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certs::rfc3339;
 use super::{Control, NodeSettings};
@@ -22,6 +24,9 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> Value {
     policies.sort_by(|a, b| a.name.cmp(&b.name));
     let mut unserved: Vec<_> = snapshot.unserved().iter().copied().collect();
     unserved.sort();
+    let backend = |b: &UdpBackend| json!({ "workload": b.workload.to_string(), "port": b.port });
+    let behind = |behind: &[UdpBackend]| behind.iter().map(backend).collect::<Vec<_>>();
+    let udp: BTreeMap<_, _> = snapshot.udp().map(|(at, all)| (at.to_string(), behind(all))).collect();
     json!({
         "version": snapshot.version,
         "trust_domain": snapshot.trust_domain.as_str(),
@@ -29,6 +34,7 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> Value {
         "services": services.iter().map(|s| service(s)).collect::<Vec<_>>(),
         "policies": policies.iter().map(|p| policy(p)).collect::<Vec<_>>(),
         "unserved": unserved,
+        "udp": udp,
     })
 }
 
@@ -101,7 +107,13 @@ fn certificate(svid: &Svid, now: SystemTime) -> Value {
         "not_after": rfc3339(svid.not_after),
         "expired": svid.not_after <= now,
         "generation": svid.generation,
+        "issuer": svid.key.cert.first().and_then(|leaf| issuer(leaf)),
     })
+}
+
+/// The name of the authority that signed it.
+fn issuer(leaf: &[u8]) -> Option<String> {
+    Some(X509Certificate::from_der(leaf).ok()?.1.issuer().to_string())
 }
 
 fn workload(workload: &Workload) -> Value {
@@ -122,6 +134,7 @@ fn workload(workload: &Workload) -> Value {
             .map(|(port, mode)| (port.to_string(), json!(format!("{mode:?}").to_lowercase())))
             .collect::<serde_json::Map<_, _>>(),
         "policies": workload.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "connect": workload.connect.map(|mode| format!("{mode:?}").to_lowercase()),
         "opens_after_seconds": workload.opens_after().map(|after| after.as_secs()),
     })
 }
@@ -169,7 +182,9 @@ fn rule(rule: &Rule) -> Value {
             "not_ip_blocks": source.not_ip_blocks,
         })
     });
-    let to = rule.to.iter().map(|o| json!({ "ports": o.ports, "not_ports": o.not_ports }));
+    let to = rule.to.iter().map(
+        |o| json!({ "protocol": format!("{:?}", o.protocol), "ports": o.ports, "not_ports": o.not_ports }),
+    );
     json!({ "from": from.collect::<Vec<_>>(), "to": to.collect::<Vec<_>>() })
 }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 
 use super::pod::{PodSlot, PodState};
 use super::worker::{Busy, Fleet, Order, Worker};
@@ -28,6 +28,11 @@ impl Worker {
             }
         });
         *self.following.borrow_mut() = Some(follow.abort_handle());
+    }
+
+    /// What is held from now on is the next agent's to answer.
+    pub(super) fn leave_held(&self) {
+        self.following.take().iter().for_each(AbortHandle::abort);
     }
 
     /// Gives a waiting client to the least loaded worker.

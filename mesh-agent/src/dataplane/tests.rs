@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use mesh_core::model::{
     Affinity, Endpoint, EndpointHealth, MtlsMode, Service, ServiceName, ServicePort, TrafficScope, Workload,
@@ -19,6 +19,7 @@ use crate::accept::Accepted;
 use crate::authorize::CutReason;
 use crate::context::DataplaneConfig;
 use crate::fixture;
+use crate::observe::{Named, Speaker};
 use crate::{inbound, outbound};
 
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -221,6 +222,56 @@ async fn plaintext_is_carried_under_permissive_and_reset_under_strict() {
         inbound::serve_plain(&worker, taken, pod).await;
         assert!(is_reset(&mut client).await);
         assert_eq!(closed(&ctx, "strict_mtls"), 1);
+    })
+    .await;
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let held = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), held).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_client_is_not_waited_for() {
+    local(async {
+        let mut web = fixture::workload("web", POD);
+        let ctx = context(vec![Upsert::Workload(web.clone())]);
+        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let app = echo().await;
+        let heard = || ctx.metrics.plaintext.list(&ctx.snapshot(), "n1", SystemTime::now());
+        // Two clients at an address that nobody knows, then two when it is a pod's.
+        for of in [None, Some("batch")] {
+            for _ in 0..2 {
+                let (mut client, taken) = accepted(&pod, app).await;
+                let taken = Accepted { client: SocketAddr::new(VIP, 40_000), ..taken };
+                let flow = {
+                    let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
+                    spawn_local(async move { inbound::serve_plain(&worker, taken, pod).await })
+                };
+                assert!(speaks(&mut client).await);
+                until(|| heard().iter().any(|peer| peer.open == 1)).await;
+                drop(client);
+                flow.await.unwrap();
+                until(|| heard().iter().all(|peer| peer.open == 0)).await;
+            }
+            if of.is_none() {
+                let batch = fixture::workload("batch", VIP);
+                fixture::publish(&ctx.published, vec![Upsert::Workload(batch)]);
+            }
+        }
+        let told: Vec<_> =
+            heard().into_iter().map(|peer| (peer.source, peer.port, peer.connections)).collect();
+        let batch = Named { namespace: "shop".into(), owner: "batch".into() };
+        let wanted = [(Speaker::Workload(batch), app.port(), 2), (Speaker::Address(VIP), app.port(), 2)];
+        assert_eq!(told, wanted);
+
+        web.mtls.default = MtlsMode::Strict;
+        fixture::publish(&ctx.published, vec![Upsert::Workload(web)]);
+        assert_eq!(heard(), []);
     })
     .await;
 }

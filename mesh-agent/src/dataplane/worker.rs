@@ -15,6 +15,7 @@ use std::time::Duration;
 use mesh_core::model::WorkloadUid;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::Instant;
 
@@ -71,6 +72,8 @@ pub(super) enum Order {
     Lend(UnboundedSender<Lent>),
     /// Hand out the connections that the kernel holds, as their pods' tasks take them.
     Follow(Box<HeldEvents>),
+    /// Hand them out no more, and say when that is so.
+    Leave(oneshot::Sender<()>),
     /// Answer a client that waits; it is counted already.
     Answer(Box<Held>, Arc<PodState>, PodSlot, Busy),
     /// Dial plainly for a client whose pod is not enrolled; it is counted already.
@@ -244,6 +247,11 @@ impl Worker {
                 Order::Lend(to) => self.lend(&to),
                 Order::Carry(handed, busy) => self.carry(handed, busy),
                 Order::Follow(events) => self.follow_held(*events),
+                Order::Leave(left) => {
+                    self.leave_held();
+                    // Whoever asked may have given up.
+                    let _unwanted = left.send(());
+                }
                 Order::Answer(held, pod, slot, busy) => self.answer(*held, pod, slot, busy),
                 Order::Release(held, busy) => self.release(*held, busy),
                 Order::CutPod(uid) => {
@@ -253,8 +261,7 @@ impl Worker {
                 Order::Drain => {
                     let all: Vec<WorkloadUid> = self.accepting.borrow().keys().cloned().collect();
                     all.iter().for_each(|uid| self.stop_accepting(uid));
-                    // What is held from now on is the next agent's to answer.
-                    self.following.take().iter().for_each(AbortHandle::abort);
+                    self.leave_held();
                     self.dialer.close_idle();
                 }
                 Order::CutAll => {

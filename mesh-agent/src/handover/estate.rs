@@ -160,7 +160,7 @@ fn next(descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<OwnedFd, Hand
     descriptors.next().ok_or_else(|| malformed("too few descriptors"))
 }
 
-fn read_svid(content: &[u8]) -> Result<PortableSvid, HandoverError> {
+pub(super) fn read_svid(content: &[u8]) -> Result<PortableSvid, HandoverError> {
     let parts = split(content).ok_or_else(|| malformed("an SVID that cannot be read"))?;
     let [identity, key, chain @ ..] = parts.as_slice() else {
         return Err(malformed("an SVID with parts missing"));

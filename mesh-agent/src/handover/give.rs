@@ -16,7 +16,7 @@ use super::wire::{Conversation, Kind};
 use super::{HandoverError, Place, check_peer, own_user};
 use crate::control::Control;
 use crate::dataplane::Lender;
-use crate::intercept::Holder;
+use crate::intercept::{Answering, Holder};
 
 /// How long each step may take.
 const STEP: Duration = Duration::from_secs(10);
@@ -168,10 +168,11 @@ impl Giver {
 pub struct GivenUp(Conversation);
 
 impl GivenUp {
-    /// Tells it that the node's sockets are its own.
-    pub async fn done(self) {
-        let Self(mut conversation) = self;
-        if let Err(error) = blocking(move || conversation.send(Kind::Done, &[])).await {
+    /// Tells it that the node's sockets are its own, and the held connections, but for those that this agent is
+    /// `answering`. Call it when their events are followed no more.
+    pub async fn done(self, answering: &Answering) {
+        let (Self(mut conversation), answering) = (self, answering.to_bytes());
+        if let Err(error) = blocking(move || conversation.send(Kind::Done, &answering)).await {
             // It serves all the same.
             tracing::debug!(%error, "the successor did not wait for the end");
         }
@@ -179,7 +180,7 @@ impl GivenUp {
 }
 
 /// Who asks, and for which place.
-fn admit(stream: UnixStream, place: &Place, user: u32) -> Result<Conversation, HandoverError> {
+pub(super) fn admit(stream: UnixStream, place: &Place, user: u32) -> Result<Conversation, HandoverError> {
     check_peer(&stream, user)?;
     let mut conversation = Conversation::new(stream, STEP)?;
     conversation.greet()?;

@@ -7,6 +7,8 @@
 //! `wire`; whatever is not as expected ends the conversation, and the running agent goes on as if nobody had asked.
 
 mod estate;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod give;
 mod take;
 mod wire;

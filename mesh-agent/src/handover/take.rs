@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::wire::{Conversation, Kind};
 use super::{Estate, HandoverError, Place, check_peer, estate, own_user};
+use crate::intercept::Answering;
 
 /// How long each step may take until the running agent answers.
 const STEP: Duration = Duration::from_secs(10);
@@ -44,9 +45,10 @@ pub(super) fn claim_as(
 }
 
 impl Claim {
-    /// Tells the agent before that this one serves, and waits until the node's sockets are this one's alone. It blocks.
-    pub fn serving(mut self) -> Result<(), HandoverError> {
+    /// Tells the agent before that this one serves, and waits until the node's sockets are this one's alone; the held
+    /// connections that the other still answers. It blocks.
+    pub fn serving(mut self) -> Result<Answering, HandoverError> {
         self.0.send(Kind::Serving, &[])?;
-        self.0.expect(Kind::Done).map(drop)
+        self.0.expect(Kind::Done).map(|keys| Answering::from_bytes(&keys))
     }
 }

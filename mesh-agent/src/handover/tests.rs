@@ -28,7 +28,7 @@ use crate::context::DataplaneConfig;
 use crate::control::{Control, ControlSettings, ControlState, NodeSettings, PortableSvid};
 use crate::dataplane::Dataplane;
 use crate::identify::SvidStore;
-use crate::intercept::{Holder, Inherited, NotAListener, PodEvent, PodListeners, PodNet};
+use crate::intercept::{Answering, Holder, Inherited, NotAListener, PodEvent, PodListeners, PodNet};
 use crate::{fixture, sys};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ fn filled() -> Control {
     let delta =
         Delta { version: 9, reset: true, upserts: vec![Upsert::Workload(web), absent], ..Delta::default() };
     let mut snapshot = encode::delta(&delta, &fixture::trust_domain());
-    snapshot.trust_bundle = Some(TrustBundle { roots_der: vec![root] });
+    snapshot.trust_bundle = Some(TrustBundle { roots_der: vec![root], ..TrustBundle::default() });
     let addresses = vec![[10, 9, 9, 9].into()];
     control.import(ControlState { snapshot, svids: vec![svid], addresses }).unwrap();
     control
@@ -187,7 +187,7 @@ async fn a_successor_gets_listeners_snapshot_and_keys_and_the_running_agent_ends
     assert_eq!(again.addresses, [IpAddr::from([10, 9, 9, 9])]);
     assert!(!giving.is_finished());
     let serving = tokio::task::spawn_blocking(move || claim.serving());
-    giving.await.unwrap().done().await;
+    giving.await.unwrap().done(&Answering::default()).await;
     serving.await.unwrap().unwrap();
     // The sockets live on in the successor when the running agent has gone.
     let (mut pods, address) = (estate.pods, old.address);
@@ -241,7 +241,7 @@ async fn a_successor_that_dies_or_is_of_another_version_or_place_changes_nothing
     assert!(!giving.is_finished());
     let (claim, _) = claimed(socket).await.unwrap().unwrap();
     let serving = tokio::task::spawn_blocking(move || claim.serving());
-    giving.await.unwrap().done().await;
+    giving.await.unwrap().done(&Answering::default()).await;
     serving.await.unwrap().unwrap();
     old.end().await;
 }

@@ -40,7 +40,8 @@ pub(super) enum Kind {
     Svid = 5,
     /// The successor: it serves.
     Serving = 6,
-    /// The running agent: the node's sockets are the successor's alone.
+    /// The running agent: the node's sockets are the successor's alone, and so are held connections, but for these
+    /// ([`crate::intercept::Answering`]).
     Done = 7,
 }
 
@@ -54,10 +55,10 @@ impl Kind {
     fn limit(self) -> usize {
         match self {
             Self::Snapshot => 512 << 20,
-            Self::Header => 16 << 20,
+            Self::Header | Self::Done => 16 << 20,
             Self::Hello | Self::Svid => 64 << 10,
             Self::Refuse => 4 << 10,
-            Self::Serving | Self::Done => 0,
+            Self::Serving => 0,
         }
     }
 }

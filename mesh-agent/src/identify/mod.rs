@@ -10,4 +10,4 @@ pub use failure::HandshakeFailure;
 pub use proven::ProvenPeer;
 pub use store::{Svid, SvidStore, Trust};
 pub use tls::{client_config, provider, server_config};
-pub use verify::{ClientVerifier, PeerCertificate, Role, ServerVerifier, peer_certificate};
+pub use verify::{ClientVerifier, PeerCertificate, Role, ServerVerifier, is_signed_under, peer_certificate};

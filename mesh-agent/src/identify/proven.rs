@@ -24,6 +24,8 @@ pub struct ProvenPeer {
     pub address: SocketAddr,
     /// The earlier end of the two certificates.
     not_after: SystemTime,
+    /// Half of what was left of them when they were shown.
+    half: SystemTime,
     role: Role,
     chain: Vec<CertificateDer<'static>>,
     /// The trust bundle under which the chain was last verified.
@@ -43,10 +45,12 @@ impl ProvenPeer {
     ) -> Result<Self, HandshakeFailure> {
         let leaf = chain.first().ok_or(HandshakeFailure::NoCertificate)?;
         let shown = peer_certificate(leaf, own.identity.trust_domain())?;
+        let (not_after, now) = (shown.not_after.min(own.not_after), SystemTime::now());
         Ok(Self {
             identity: shown.identity,
             address,
-            not_after: shown.not_after.min(own.not_after),
+            not_after,
+            half: now + not_after.duration_since(now).unwrap_or_default() / 2,
             role,
             chain: chain.to_vec(),
             generation: Cell::new(generation),
@@ -67,6 +71,12 @@ impl ProvenPeer {
         verify_again(self.role, Arc::clone(&trust.roots), &self.chain)?;
         self.generation.set(trust.generation);
         Ok(())
+    }
+
+    /// Whether another connection may begin here: the tunnel ends with its certificates, and the connection with it, although
+    /// both sides may hold newer ones by then. In the first half of what was left there is enough left for it.
+    pub fn may_carry_more(&self) -> bool {
+        SystemTime::now() < self.half
     }
 
     /// Waits until [`ProvenPeer::check`] fails: a certificate has ended, or its root is not trusted any more.

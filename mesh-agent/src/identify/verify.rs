@@ -78,6 +78,13 @@ pub(super) fn verify_again(
     verified.map_err(|e| HandshakeFailure::from_rustls(&e))
 }
 
+/// Whether the path of `chain` (leaf first) ends at `root`.
+pub fn is_signed_under(chain: &[CertificateDer<'_>], root: &CertificateDer<'static>) -> bool {
+    let mut roots = RootCertStore::empty();
+    let (Ok(()), Some((leaf, rest))) = (roots.add(root.clone()), chain.split_first()) else { return false };
+    server_path(&roots, leaf, rest, UnixTime::now()).is_ok()
+}
+
 fn client_path(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, HandshakeFailure> {
     WebPkiClientVerifier::builder_with_provider(roots, provider())
         .clear_root_hint_subjects()

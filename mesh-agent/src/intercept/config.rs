@@ -3,11 +3,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mesh_core::model::ConnectMode;
+
+use super::probe;
+
 /// Where the interceptor works.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The cgroup that the pods' cgroups are below.
     pub pods_root: PathBuf,
+    /// Where the container runtime has bind mounts of the pods' network namespaces.
+    pub netns_folders: Vec<PathBuf>,
     /// A folder on bpffs that is this agent's alone; made when missing.
     pub pin_dir: PathBuf,
     /// The name of this node, as workloads have it.
@@ -18,8 +24,8 @@ pub struct Config {
     pub hold_unclassified: bool,
     /// Which pods are never held.
     pub never_held: NeverHeld,
-    /// How pods are connected.
-    pub connect: ConnectMode,
+    /// When the `connect()` of enrolled pods returns.
+    pub connect: ConnectChoice,
 }
 
 /// Pods that wait for nobody, found without the controller.
@@ -31,12 +37,33 @@ pub struct NeverHeld {
     pub pod_logs: PathBuf,
 }
 
-/// When a redirected `connect()` returns.
+/// Who says when a redirected `connect()` returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ConnectMode {
-    /// When the agent has dialled the destination, and as that ended: connected, refused, unreachable, or not at all.
-    Honest,
-    /// At once: a failure reaches the client as a reset.
+pub enum ConnectChoice {
+    /// Each pod's MeshConfigs; honest where they say nothing.
     #[default]
-    Eager,
+    Pods,
+    /// This node, for all of them.
+    Node(ConnectMode),
+}
+
+impl Config {
+    /// Where this node does not carry an honest `connect()`, nobody gets it.
+    pub(super) fn where_carried(mut self) -> Self {
+        if !probe::carries_honest_connect() {
+            tracing::warn!("this node does not carry an honest connect(): connections are accepted at once");
+            self.connect = ConnectChoice::Node(ConnectMode::Eager);
+        }
+        self
+    }
+}
+
+impl ConnectChoice {
+    /// The mode of a pod whose MeshConfigs have `said` it.
+    pub(super) fn of(self, said: Option<ConnectMode>) -> ConnectMode {
+        match self {
+            Self::Pods => said.unwrap_or(ConnectMode::Honest),
+            Self::Node(mode) => mode,
+        }
+    }
 }

@@ -34,6 +34,7 @@ const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8;
 /// TCP_LISTEN. The kernel answers this from its table of listeners alone: `/proc/net/tcp` walks through every socket in
 /// TIME_WAIT as well.
 const LISTENING: u32 = 1 << 10;
+const SYN_SENT: u8 = 2;
 
 /// A TCP socket; one that listens has no remote end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) struct DiagSocket {
     pub(super) cgroup: Option<u64>,
     /// Names the socket for as long as it lives, and no other.
     pub(super) cookie: u64,
+    /// Whether its `connect()` has not been answered yet (SYN_SENT).
+    pub(super) connecting: bool,
     family: u8,
     id: [u8; ID],
 }
@@ -51,6 +54,30 @@ pub(super) struct DiagSocket {
 /// Every connected TCP socket of the namespace.
 pub(super) fn connected(netns: &NetNs) -> io::Result<Vec<DiagSocket>> {
     in_state(netns, CONNECTED)
+}
+
+/// The connected socket of the namespace with these ends.
+pub(super) fn find(netns: &NetNs, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<DiagSocket>> {
+    let mut id = [0; ID];
+    let ports = [(0, local.port()), (2, remote.port())];
+    ports.into_iter().for_each(|(at, port)| id[at..at + 2].copy_from_slice(&port.to_be_bytes()));
+    for (at, end) in [(4, local), (20, remote)] {
+        match end.ip() {
+            IpAddr::V4(v4) => id[at..at + 4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => id[at..at + 16].copy_from_slice(&v6.octets()),
+        }
+    }
+    // INET_DIAG_NOCOOKIE: whichever it is now.
+    id[40..].fill(u8::MAX);
+    let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
+    let socket = netns.diag_socket()?;
+    ask(&socket, (SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ACK), (family, CONNECTED), &id)?;
+    let mut found = None;
+    match answers(&socket, |body| found = parse(body)) {
+        Err(error) if error.raw_os_error() == Some(ENOENT) => Ok(None),
+        // A listener is found where no connection is.
+        other => other.map(|()| found.filter(|socket| (socket.local, socket.remote) == (local, remote))),
+    }
 }
 
 /// The TCP ports of the namespace that somebody listens on for more than loopback.
@@ -112,27 +139,35 @@ fn answers(socket: &OwnedFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let (_, read) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let mut rest = &buffer[..read.min(buffer.len())];
-        while rest.len() >= HEADER {
-            let length = u32_at(rest, 0) as usize;
-            let body = rest.get(HEADER..length).ok_or(io::ErrorKind::InvalidData)?;
-            match u16_at(rest, 4) {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR if body.len() < 4 => return Err(io::ErrorKind::InvalidData.into()),
-                NLMSG_ERROR => {
-                    let error = u32_at(body, 0) as i32;
-                    return if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-error)) };
-                }
-                _ => each(body),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if walk(&buffer[..read.min(buffer.len())], &mut each)? {
+            return Ok(());
         }
     }
 }
 
+/// The answers that came in one piece; true behind the last of all.
+pub(super) fn walk(mut rest: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+    while rest.len() >= HEADER {
+        let length = u32_at(rest, 0) as usize;
+        let body = rest.get(HEADER..length).ok_or(io::ErrorKind::InvalidData)?;
+        match u16_at(rest, 4) {
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR if body.len() < 4 => return Err(io::ErrorKind::InvalidData.into()),
+            NLMSG_ERROR => {
+                let error = (u32_at(body, 0) as i32).checked_neg().ok_or(io::ErrorKind::InvalidData)?;
+                return if error == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(error)) };
+            }
+            _ => each(body),
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
 /// Reads an `inet_diag_msg` and its attributes.
-fn parse(body: &[u8]) -> Option<DiagSocket> {
+pub(super) fn parse(body: &[u8]) -> Option<DiagSocket> {
     let family = *body.first()?;
+    let state = *body.get(1)?;
     let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
     let port = |at: usize| u16::from_be_bytes([id[at], id[at + 1]]);
     let address = |at: usize| -> IpAddr {
@@ -148,6 +183,7 @@ fn parse(body: &[u8]) -> Option<DiagSocket> {
         remote: SocketAddr::new(address(20), port(2)),
         cgroup: cgroup(body.get(MESSAGE..)?),
         cookie: u64::from(u32_at(&id, 40)) | u64::from(u32_at(&id, 44)) << 32,
+        connecting: state == SYN_SENT,
         family,
         id,
     })
@@ -194,6 +230,14 @@ mod tests {
         let socket = listed.iter().find(|socket| mine(socket)).unwrap();
         assert_eq!(socket.remote, listener.local_addr().unwrap());
         assert!(socket.cgroup.is_some_and(|id| id > 0), "{socket:?}");
+        let at = listener.local_addr().unwrap();
+        assert_eq!(find(&netns, from, at).unwrap().as_ref(), Some(socket));
+        assert_eq!(find(&netns, "127.0.0.1:1".parse().unwrap(), at).unwrap(), None);
+        assert_eq!(
+            find(&netns, at, "127.0.0.1:1".parse().unwrap()).unwrap(),
+            None,
+            "only a listener is there"
+        );
         destroy(&netns, socket).unwrap();
         assert_eq!(near.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -228,5 +272,19 @@ mod tests {
         }
         assert_eq!(cgroup(&[200, 0, 21, 0, 1]), None);
         assert_eq!(cgroup(&[0, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn an_error_is_the_number_that_the_kernel_negates() {
+        let answer = |error: i32| {
+            let mut bytes = ((HEADER + 4) as u32).to_ne_bytes().to_vec();
+            bytes.extend(NLMSG_ERROR.to_ne_bytes());
+            bytes.extend([0; 10]);
+            bytes.extend(error.to_ne_bytes());
+            walk(&bytes, &mut |_| {})
+        };
+        assert!(answer(0).unwrap());
+        assert_eq!(answer(-ENOENT).unwrap_err().raw_os_error(), Some(ENOENT));
+        assert_eq!(answer(i32::MIN).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -12,6 +12,7 @@ use mesh_core::model::WorkloadUid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::layout;
 use crate::sys::{self, NetNs};
 
 /// A pod's cgroup.
@@ -33,12 +34,18 @@ pub enum Refusal {
     /// `hostNetwork`, or a process that was moved.
     #[error("the pod's processes are in the node's own network namespace")]
     NodeNamespace,
+    /// Without them any namespace that a process of the pod made for itself would be the pod's.
+    #[error("the API server does not know the pod's addresses yet")]
+    AddressesUnknown,
     /// Two pods in one namespace: their identities could not be told apart.
     #[error("the pod's network namespace is already pod {0}'s")]
     Taken(WorkloadUid),
     /// Addresses not there yet, or a mix-up.
     #[error("the pod's network namespace does not have the pod's address {0}")]
     NoAddress(IpAddr),
+    /// Bind mounts of two namespaces with the same addresses: one is stale, or a pod gave itself another's address.
+    #[error("no process runs in the pod's cgroup, and several network namespaces have its addresses")]
+    Ambiguous,
     /// The process left while it was looked at.
     #[error("the pod's process left its cgroup meanwhile")]
     ProcessMoved,
@@ -47,14 +54,24 @@ pub enum Refusal {
     Io(#[from] io::Error),
 }
 
-/// Every folder of a pod below `root`, by folder name.
-pub(super) fn scan(root: &Path) -> io::Result<HashMap<String, PodCgroup>> {
+impl Refusal {
+    /// Whether all that it says is that nobody was found.
+    pub(super) fn says_nothing(&self) -> bool {
+        matches!(self, Self::NoProcess)
+    }
+}
+
+/// The pods' cgroups, by uid.
+pub(super) type Scanned = HashMap<WorkloadUid, PodCgroup>;
+
+/// Every pod's cgroup below `root`. What is below a pod is the pod's, whatever its name is.
+pub(super) fn scan(root: &Path) -> io::Result<Scanned> {
     let mut found = HashMap::new();
     descend(root, POD_LEVELS, &mut found)?;
     Ok(found)
 }
 
-fn descend(dir: &Path, levels: u32, found: &mut HashMap<String, PodCgroup>) -> io::Result<()> {
+fn descend(dir: &Path, levels: u32, found: &mut Scanned) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() {
@@ -62,9 +79,9 @@ fn descend(dir: &Path, levels: u32, found: &mut HashMap<String, PodCgroup>) -> i
         }
         let path = entry.path();
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if is_pod(&name) {
+        if let Some(uid) = layout::pod_uid(&name) {
             match sys::cgroup_id(&path) {
-                Ok(id) => drop(found.insert(name, PodCgroup { path, id })),
+                Ok(id) => drop(found.insert(WorkloadUid(uid.into()), PodCgroup { path, id })),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -78,24 +95,6 @@ fn descend(dir: &Path, levels: u32, found: &mut HashMap<String, PodCgroup>) -> i
     Ok(())
 }
 
-/// `pod<uid>` (cgroupfs driver) or `kubepods-<class>-pod<uid>.slice` (systemd driver).
-fn is_pod(name: &str) -> bool {
-    name.starts_with("pod") || (name.ends_with(".slice") && name.contains("-pod"))
-}
-
-/// The cgroup of the pod `uid`.
-pub(super) fn cgroup_of<'a>(
-    scanned: &'a HashMap<String, PodCgroup>,
-    uid: &WorkloadUid,
-) -> Option<&'a PodCgroup> {
-    if let Some(found) = scanned.get(&format!("pod{uid}")) {
-        return Some(found);
-    }
-    // The systemd driver writes a dash as an underscore.
-    let slice = format!("-pod{}.slice", uid.0.replace('-', "_"));
-    scanned.iter().find(|(name, _)| name.ends_with(&slice)).map(|(_, found)| found)
-}
-
 /// The processes of a cgroup and of those below it.
 pub(super) fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
@@ -104,9 +103,7 @@ pub(super) fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
 }
 
 fn collect(cgroup: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
-    let own = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    // A process of another pid namespace reads as 0.
-    pids.extend(own.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    pids.extend(listed(&fs::read_to_string(cgroup.join("cgroup.procs"))?));
     for entry in fs::read_dir(cgroup)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
@@ -117,6 +114,11 @@ fn collect(cgroup: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The processes in a `cgroup.procs`. One of another pid namespace reads as 0.
+pub(super) fn listed(procs: &str) -> impl Iterator<Item = u32> {
+    procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0)
 }
 
 /// The ids of a pod's cgroup and of those below it.
@@ -145,6 +147,9 @@ pub(super) fn namespace(
     addresses: &[IpAddr],
     node_cookie: u64,
 ) -> Result<NetNs, Refusal> {
+    if addresses.is_empty() {
+        return Err(Refusal::AddressesUnknown);
+    }
     let pids = processes(&cgroup.path)?;
     let mut refusal = Refusal::NoProcess;
     for pid in pids {
@@ -210,10 +215,19 @@ pub(super) fn still_there(cgroup: &PodCgroup, netns_inode: u64) -> bool {
         return false;
     }
     let Ok(pids) = processes(&cgroup.path) else { return false };
-    let expected = format!("net:[{netns_inode}]");
-    let mut readable =
-        pids.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok()).peekable();
-    readable.peek().is_none() || readable.any(|link| link.as_os_str() == expected.as_str())
+    let mut readable = pids.into_iter().filter_map(self::netns_inode).peekable();
+    readable.peek().is_none() || readable.any(|inode| inode == netns_inode)
+}
+
+/// The inode of a process's network namespace; nothing when it has ended.
+pub(super) fn netns_inode(pid: u32) -> Option<u64> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
+    inode_in(link.to_str()?)
+}
+
+/// The inode in `net:[4026531840]`.
+pub(super) fn inode_in(link: &str) -> Option<u64> {
+    link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 #[cfg(test)]
@@ -264,16 +278,25 @@ mod tests {
         assert!(matches!(ended, Err(Refusal::Io(_))), "{ended:?}");
     }
 
+    /// A tree of folders as the kubelet's, with what a container makes below its own.
     #[test]
-    fn pods_are_found_under_either_cgroup_driver() {
-        let cgroup = |id| PodCgroup { path: PathBuf::new(), id };
-        let scanned = HashMap::from([
-            ("podaaaa-1".to_owned(), cgroup(1)),
-            ("kubepods-burstable-podbbbb_2.slice".to_owned(), cgroup(2)),
-        ]);
-        let id = |uid: &str| cgroup_of(&scanned, &WorkloadUid(uid.into())).map(|found| found.id);
-        assert_eq!(id("aaaa-1"), Some(1));
-        assert_eq!(id("bbbb-2"), Some(2));
-        assert_eq!(id("cccc-3"), None);
+    fn pods_are_found_in_the_layouts_of_both_drivers_and_nothing_below_them_is_one() {
+        let root = std::env::temp_dir().join(format!("ferromesh-scan-{}", std::process::id()));
+        let make = |below: &str| fs::create_dir_all(root.join(below)).unwrap();
+        make("kubepods-poda_1.slice/cri-containerd-01.scope/kubepods-burstable-podz_9.slice");
+        make("kubepods-burstable.slice/kubepods-burstable-podb_2.slice/crio-02.scope");
+        make("kubepods-besteffort.slice/kubepods-besteffort-podc_3.slice");
+        make("besteffort/podd-4/05/pode-5");
+        make("podf0123456789abcdef0123456789abcd");
+        make("burstable/leaf");
+        let scanned = scan(&root).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let mut uids: Vec<_> = scanned.keys().map(|uid| &*uid.0).collect();
+        uids.sort_unstable();
+        assert_eq!(uids, ["a-1", "b-2", "c-3", "d-4", "f0123456789abcdef0123456789abcd"]);
+        for (uid, cgroup) in &scanned {
+            let name = cgroup.path.file_name().unwrap().to_str().unwrap();
+            assert_eq!(layout::pod_uid(name).as_deref(), Some(&*uid.0));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Pods that are never held, and what was held of pods that prove not to be enrolled. In: the node's own files and the
 //! kernel's map of held connections. Out: `PODS` entries that let a pod pass, and connections to be dialled plainly.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use std::sync::Arc;
 use mesh_common::{OrigKey, Pod};
 
 use super::config::NeverHeld;
-use super::discover::{self, PodCgroup};
-use super::held::{Held, Hub};
+use super::discover::{self, PodCgroup, Scanned};
+use super::held::Held;
+use super::hub::Hub;
 use super::maps::Maps;
 
 /// What lets connections of pods pass that the snapshot does not name as enrolled.
@@ -27,7 +28,7 @@ impl Exempt {
         &mut self,
         config: &NeverHeld,
         maps: &Maps,
-        scanned: &HashMap<String, PodCgroup>,
+        scanned: &Scanned,
         known: &HashSet<u64>,
     ) {
         let live: HashSet<u64> = scanned.values().map(|cgroup| cgroup.id).collect();
@@ -42,7 +43,7 @@ impl Exempt {
         }
         for uid in uids_of(&config.pod_logs, &config.namespaces) {
             let uid = mesh_core::model::WorkloadUid(uid.into());
-            let Some(cgroup) = discover::cgroup_of(scanned, &uid) else { continue };
+            let Some(cgroup) = scanned.get(&uid) else { continue };
             if known.contains(&cgroup.id) || !self.passing.insert(cgroup.id) {
                 continue;
             }

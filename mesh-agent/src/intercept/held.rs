@@ -1,21 +1,20 @@
 //! Connections whose SYN the kernel holds until the agent answers. In: the kernel's ring of events. Out: a [`Held`] for
 //! each, to the pod that it belongs to, and the four answers that it may be given.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
-use mesh_common::{HELD_GONE, HELD_SYN, HeldEvent, OrigKey, PORT_HELD};
-use parking_lot::Mutex;
+use aya::maps::{Map, RingBuf};
+use mesh_common::{HELD_GONE, HELD_SYN, HeldEvent, OrigKey};
 use socket2::SockAddr;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 
-use super::maps::{Maps, socket_addr};
+use super::hub::{Answering, Hub, State};
 use super::packet::{self, Missing, Syn};
+use super::pod::connect;
 use crate::sys::{self, NetNs};
 
 /// How often a waiting client is looked up, in case that the event of its end was lost.
@@ -35,147 +34,23 @@ pub enum Answer {
     Silence,
 }
 
-/// What happened to a waiting client.
-#[derive(Clone, Copy, Debug, Default)]
-struct State {
-    /// How often its SYN was sent again.
-    again: u32,
-    gone: bool,
-}
-
-type Name = (u64, mesh_common::Addr, u16);
-
-fn name(key: &OrigKey) -> Name {
-    (key.netns_cookie, key.addr, key.port)
-}
-
-/// Whose connections are held, and which of them are being answered.
-#[derive(Debug)]
-pub(super) struct Hub {
-    maps: Arc<Maps>,
-    /// By cookie of the network namespace.
-    pods: Mutex<HashMap<u64, Served>>,
-    waiting: Mutex<HashMap<Name, watch::Sender<State>>>,
-}
-
-#[derive(Debug)]
-struct Served {
-    /// The pod's cgroup: a process that only entered the pod's namespace is none of the pod.
-    cgroup_id: u64,
-    netns: Arc<NetNs>,
-    sender: mpsc::UnboundedSender<Held>,
-}
-
-impl Hub {
-    pub(super) fn new(maps: Arc<Maps>) -> Arc<Self> {
-        Arc::new(Self { maps, pods: Mutex::default(), waiting: Mutex::default() })
-    }
-
-    /// From now on the held connections of a pod come out of the receiver; those that wait already after [`Hub::offer`].
-    pub(super) fn serve(
-        self: &Arc<Self>,
-        netns: &Arc<NetNs>,
-        cgroup_id: u64,
-    ) -> mpsc::UnboundedReceiver<Held> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let served = Served { cgroup_id, netns: Arc::clone(netns), sender };
-        self.pods.lock().insert(netns.cookie, served);
-        receiver
-    }
-
-    /// Hands out a connection that waits, unless it is being answered already; false when its pod is not served.
-    pub(super) fn offer(self: &Arc<Self>, key: OrigKey) -> bool {
-        if !self.pods.lock().contains_key(&key.netns_cookie) {
-            return false;
-        }
-        if !self.waiting.lock().contains_key(&name(&key)) {
-            self.syn(key);
-        }
-        true
-    }
-
-    /// A connection of a pod that turned out not to be enrolled; `None` when it is answered already, or gone.
-    pub(super) fn release(self: &Arc<Self>, key: OrigKey, netns: &Arc<NetNs>) -> Option<Held> {
-        let mut waiting = self.waiting.lock();
-        if waiting.contains_key(&name(&key)) {
-            return None;
-        }
-        let held = self.maps.held(&key)?;
-        Some(self.note(&mut waiting, (key, held), netns))
-    }
-
-    /// The pod is no longer served.
-    pub(super) fn leave(&self, netns_cookie: u64) {
-        self.pods.lock().remove(&netns_cookie);
-    }
-
-    fn syn(self: &Arc<Self>, key: OrigKey) {
-        let Some((held, sender)) = self.admit(key) else { return };
-        if sender.send(held).is_err() {
-            tracing::debug!(netns = key.netns_cookie, "nobody answers for this pod now");
-        }
-    }
-
-    /// Notes a waiting client; `None` when it is noted already, gone, or nobody's.
-    fn admit(self: &Arc<Self>, key: OrigKey) -> Option<(Held, mpsc::UnboundedSender<Held>)> {
-        let mut waiting = self.waiting.lock();
-        if let Some(state) = waiting.get(&name(&key)) {
-            state.send_modify(|state| state.again += 1);
-            return None;
-        }
-        let held = self.maps.held(&key)?;
-        let pods = self.pods.lock();
-        let pod = pods.get(&key.netns_cookie)?;
-        if !held.cgroups.contains(&pod.cgroup_id) {
-            tracing::debug!(netns = key.netns_cookie, "a connection is held of a process of another pod");
-            return None;
-        }
-        let sender = pod.sender.clone();
-        Some((self.note(&mut waiting, (key, held), &pod.netns), sender))
-    }
-
-    /// Begins to follow a waiting client.
-    fn note(
-        self: &Arc<Self>,
-        waiting: &mut HashMap<Name, watch::Sender<State>>,
-        (key, held): (OrigKey, mesh_common::Held),
-        netns: &Arc<NetNs>,
-    ) -> Held {
-        let client = socket_addr(&held.client);
-        let local = match Ipv6Addr::from(key.addr).to_canonical() {
-            IpAddr::V4(token) => SocketAddr::new(token.into(), PORT_HELD),
-            IpAddr::V6(_) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), PORT_HELD),
-        };
-        let (sender, state) = watch::channel(State::default());
-        waiting.insert(name(&key), sender);
-        Held {
-            dst: socket_addr(&held.dst),
-            syn: Syn { client, agent: local, isn: held.isn },
-            netns: Arc::clone(netns),
-            key,
-            state,
-            hub: Arc::clone(self),
-        }
-    }
-
-    fn gone(&self, key: &OrigKey) {
-        if let Some(state) = self.waiting.lock().remove(&name(key)) {
-            state.send_modify(|state| state.gone = true);
-        }
-    }
-}
-
 impl super::Interceptor {
     /// What happens to held connections; given out once.
     pub fn held_events(&self) -> Option<HeldEvents> {
         self.held_events.lock().take()
     }
+
+    /// The held connections that this agent is answering.
+    pub fn answering(&self) -> Answering {
+        self.hub.answering()
+    }
 }
 
-/// The kernel's events; one task of the agent follows them.
+/// The kernel's events; one task of one agent follows them.
 pub struct HeldEvents {
-    ring: RingBuf<MapData>,
+    ring: Map,
     hub: Arc<Hub>,
+    theirs: Answering,
 }
 
 impl std::fmt::Debug for HeldEvents {
@@ -185,14 +60,23 @@ impl std::fmt::Debug for HeldEvents {
 }
 
 impl HeldEvents {
-    pub(super) fn new(ring: RingBuf<MapData>, hub: Arc<Hub>) -> Self {
-        Self { ring, hub }
+    pub(super) fn new(ring: Map, hub: Arc<Hub>) -> Self {
+        Self { ring, hub, theirs: Answering::default() }
+    }
+
+    /// After another agent, which still answers `theirs` and follows no more.
+    #[must_use]
+    pub fn after(self, theirs: Answering) -> Self {
+        Self { theirs, ..self }
     }
 
     /// Hands out every connection that is held, for ever. Call it within a runtime.
     pub async fn follow(self) -> io::Result<()> {
-        let Self { ring, hub } = self;
+        let Self { ring, hub, theirs } = self;
+        // Not before: how far the ring was read is looked at when it is opened.
+        let ring = RingBuf::try_from(ring).map_err(io::Error::other)?;
         let mut ring = sys::watch_ring(ring)?;
+        hub.begin(theirs);
         loop {
             let mut ready = ring.readable_mut().await?;
             let events = ready.get_inner_mut();
@@ -209,7 +93,7 @@ impl HeldEvents {
 }
 
 /// Reads an event by its layout: an older or newer kernel program may have written it.
-fn read(bytes: &[u8]) -> Option<HeldEvent> {
+pub(super) fn read(bytes: &[u8]) -> Option<HeldEvent> {
     if bytes.len() != size_of::<HeldEvent>() {
         return None;
     }
@@ -231,11 +115,12 @@ fn read(bytes: &[u8]) -> Option<HeldEvent> {
 pub struct Held {
     /// What it dialled.
     pub dst: SocketAddr,
-    syn: Syn,
-    netns: Arc<NetNs>,
-    key: OrigKey,
-    state: watch::Receiver<State>,
-    hub: Arc<Hub>,
+    pub(super) syn: Syn,
+    pub(super) mptcp: bool,
+    pub(super) netns: Arc<NetNs>,
+    pub(super) key: OrigKey,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) hub: Arc<Hub>,
 }
 
 impl Held {
@@ -249,7 +134,7 @@ impl Held {
         let socket = self.netns.tcp_socket(self.dst.ip().to_canonical().is_ipv6())?;
         sys::face_application(&socket)?;
         let to = SocketAddr::new(self.dst.ip().to_canonical(), self.dst.port());
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
+        connect(socket, to).await
     }
 
     /// Connects back, a TCP simultaneous open: `connect()` succeeds. An error when the client waits no longer.
@@ -261,10 +146,19 @@ impl Held {
             socket.set_reuse_address(true)?;
             socket.bind(&self.syn.agent.into())?;
             sys::face_application(&socket)?;
-            match TcpSocket::from_std_stream(socket.into()).connect(self.syn.client).await {
+            match connect(socket, self.syn.client).await {
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && tries < TIME_WAIT_TRIES => {
+                    if self.hub.maps.held(&self.key).is_none() {
+                        // Another agent was faster.
+                        return Err(io::ErrorKind::ConnectionRefused.into());
+                    }
                     tries += 1;
                     tokio::time::sleep(TIME_WAIT_PAUSE).await;
+                }
+                Ok(stream) if self.mptcp => {
+                    // The parent of a subflow that a simultaneous open established hears of it with the next packet.
+                    sys::probe_peer(&stream)?;
+                    return Ok(stream);
                 }
                 connected => return connected,
             }
@@ -310,7 +204,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.hub.waiting.lock().remove(&name(&self.key));
+        self.hub.drop_held(&self.key);
     }
 }
 

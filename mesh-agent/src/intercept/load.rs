@@ -10,21 +10,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::RingBuf;
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program, ProgramError,
-    SkLookup, SockOps,
+    SockOps,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_common::{
-    GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS, GLOBAL_POD_CGROUP,
-    GLOBAL_POD_INDEX, GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
+    GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS,
+    GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
 };
 use parking_lot::Mutex;
 
 use super::config::Config;
-use super::held::{HeldEvents, Hub};
+use super::held::HeldEvents;
+use super::hub::Hub;
+use super::lookups::{lookup_object, lookups_dir};
 use super::maps::{Maps, taken};
 use super::older::OlderSockets;
 use super::problem::PodProblem;
@@ -32,10 +33,11 @@ use super::{cgroup, pins, probe};
 use crate::sys::{self, NetNs, PinnedLink};
 
 static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-cgroup.o"));
-static LOOKUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-lookup.o"));
+pub(super) static LOOKUP_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-lookup.o"));
 
 /// The socket-address hooks; each is the name of its program and of its link's pin.
-const ADDRESS_HOOKS: [&str; 8] = [
+const ADDRESS_HOOKS: [&str; 10] = [
     "on_connect4",
     "on_connect6",
     "on_getpeername4",
@@ -44,6 +46,8 @@ const ADDRESS_HOOKS: [&str; 8] = [
     "on_getsockname6",
     "on_bind4",
     "on_bind6",
+    "on_sendmsg4",
+    "on_sendmsg6",
 ];
 const SOCK_CREATE_HOOK: &str = "on_sock_create";
 const INGRESS_HOOK: &str = "on_ingress";
@@ -129,6 +133,7 @@ pub struct Interceptor {
     /// Links whose cgroup was gone.
     replaced_links: Vec<&'static str>,
     pub(super) older: Arc<OlderSockets>,
+    pub(super) on_node_network: super::node_network::OnNodeNetwork,
     /// How many addresses without an endpoint the full map could not take, in all.
     pub(super) unserved_left_out: Arc<AtomicU64>,
 }
@@ -137,6 +142,7 @@ impl Interceptor {
     /// Loads and attaches everything that is the node's, adopting what an earlier agent left pinned. Call it from a
     /// thread in the node's own network namespace.
     pub fn start(config: Config) -> Result<Self, InterceptError> {
+        let config = config.where_carried();
         let mount = cgroup::mount()
             .map_err(InterceptError::io("reading /proc/self/mounts"))?
             .ok_or(InterceptError::NoCgroup2)?;
@@ -148,7 +154,7 @@ impl Interceptor {
         prepare_pins(&config.pin_dir)?;
         let renewed_maps = pins::check(&config.pin_dir, &[CGROUP_OBJECT, LOOKUP_OBJECT])?;
         let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
-        let agent_cgroup = cgroup::own_below(&mount, &config.pods_root)
+        let agent_cgroup = cgroup::own_below(&config.pods_root)
             .map_err(InterceptError::io("looking at the agent's own cgroup"))?;
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&config.pin_dir)
@@ -167,7 +173,7 @@ impl Interceptor {
         if let Some(cgroup) = agent_cgroup {
             maps.agents.lock().insert(cgroup, 0, 0)?;
         }
-        let ring = RingBuf::try_from(taken(&mut object, "HELD_EVENTS")?)?;
+        let ring = taken(&mut object, "HELD_EVENTS")?;
         let replaced_links = attach_all(&mut object, &config)?;
         let maps = Arc::new(maps);
         let hub = Hub::new(Arc::clone(&maps));
@@ -182,6 +188,7 @@ impl Interceptor {
             renewed_maps,
             replaced_links,
             older: Arc::default(),
+            on_node_network: Arc::default(),
             unserved_left_out: Arc::default(),
         })
     }
@@ -243,16 +250,6 @@ fn links_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join("links")
 }
 
-/// The folder of the pods' `sk_lookup` links.
-pub(super) fn lookups_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join("lookups")
-}
-
-/// The pin of one pod's `sk_lookup` link. (A bpffs name must not have a dot: a uid might.)
-pub(super) fn lookup_pin(pin_dir: &Path, cgroup_id: u64) -> PathBuf {
-    lookups_dir(pin_dir).join(cgroup_id.to_string())
-}
-
 fn prepare_pins(pin_dir: &Path) -> Result<(), InterceptError> {
     for dir in [links_dir(pin_dir), lookups_dir(pin_dir)] {
         fs::create_dir_all(&dir).map_err(InterceptError::io(format!("making {}", dir.display())))?;
@@ -306,7 +303,7 @@ fn attach_all(object: &mut Ebpf, config: &Config) -> Result<Vec<&'static str>, I
 }
 
 /// The program `name` of `object`, as the type that it must be.
-fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, InterceptError>
+pub(super) fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, InterceptError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -341,55 +338,9 @@ fn adopt(
     Ok(Adopted::Lost)
 }
 
-fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(), InterceptError> {
+/// Pins a link that was just made.
+pub(super) fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(), InterceptError> {
     let failed = |reason: String| InterceptError::Link { path: path.to_owned(), reason };
     let link = link.map_err(|error| failed(error.to_string()))?;
     link.pin(path).map(drop).map_err(|error| failed(format!("{error:?}")))
-}
-
-fn lookup_object(pin_dir: &Path, cgroup_id: u64, index: u32) -> Result<Ebpf, InterceptError> {
-    Ok(EbpfLoader::new()
-        .default_map_pin_directory(pin_dir)
-        .override_global(GLOBAL_POD_INDEX, &index, true)
-        .override_global(GLOBAL_POD_CGROUP, &cgroup_id, true)
-        .load(LOOKUP_OBJECT)?)
-}
-
-/// Loads a pod's own `sk_lookup` instance and attaches it, in the link of an earlier agent where there is one.
-pub(super) fn attach_lookup(
-    config: &Config,
-    cgroup_id: u64,
-    index: u32,
-    netns: &NetNs,
-) -> Result<(), InterceptError> {
-    let path = lookup_pin(&config.pin_dir, cgroup_id);
-    let what = || InterceptError::io(format!("adopting the link {}", path.display()));
-    let mut object = lookup_object(&config.pin_dir, cgroup_id, index)?;
-    let program: &mut SkLookup = program(&mut object, "steer")?;
-    program.load()?;
-    if let Some(link) = PinnedLink::open(&path).map_err(what())? {
-        let live = link.netns_inode().map_err(what())? == netns.inode;
-        if live && link.update(program.fd()?.as_fd()).is_ok() {
-            return Ok(());
-        }
-        fs::remove_file(&path).map_err(what())?;
-    }
-    let id = program.attach(netns)?;
-    let link = program.take_link(id)?;
-    pin(Ok::<_, ProgramError>(FdLink::from(link)), &path)
-}
-
-/// The cgroup ids of the pods whose `sk_lookup` instance is pinned.
-pub(super) fn attached_lookups(config: &Config) -> io::Result<Vec<u64>> {
-    let names =
-        fs::read_dir(lookups_dir(&config.pin_dir))?.filter_map(Result::ok).map(|entry| entry.file_name());
-    Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
-}
-
-/// Detaches a pod's `sk_lookup` instance.
-pub(super) fn detach_lookup(config: &Config, cgroup_id: u64) -> io::Result<()> {
-    match fs::remove_file(lookup_pin(&config.pin_dir, cgroup_id)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
-use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, REASONS};
+use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, REASONS, UdpKey};
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
@@ -25,6 +25,8 @@ pub(super) struct Maps {
     pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
     pub(super) listening: Mutex<HashMap<MapData, PortKey, u64>>,
     pub(super) seeded: Mutex<HashMap<MapData, PortKey, u8>>,
+    pub(super) udp_tables: Mutex<Array<MapData, u64>>,
+    pub(super) udp_denied: Mutex<HashMap<MapData, UdpKey, u8>>,
     listeners: Mutex<SockMap<MapData>>,
     /// The kernel's id of the map of listeners.
     pub(super) listeners_id: u32,
@@ -55,6 +57,8 @@ impl Maps {
             agents: Mutex::new(taken(object, "AGENTS")?.try_into()?),
             listening: Mutex::new(taken(object, "LISTENING")?.try_into()?),
             seeded: Mutex::new(taken(object, "SEEDED")?.try_into()?),
+            udp_tables: Mutex::new(taken(object, "UDP_TABLES")?.try_into()?),
+            udp_denied: Mutex::new(taken(object, "UDP_DENIED")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),
             reasons: taken(object, "REASONS")?.try_into()?,
             heartbeat: Mutex::new(taken(object, "HEARTBEAT")?.try_into()?),

@@ -4,17 +4,25 @@
 //! Out: [`PodEvent`]s with the listeners that the data plane serves, and [`PodNet`]s that it dials through. Everything
 //! that the kernel needs stays pinned, so that pods stay closed, not open, while no agent runs.
 
+mod bound;
 mod cgroup;
 mod config;
 mod diag;
 mod discover;
 mod exempt;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod held;
+mod hub;
 mod inherit;
+mod kubelet;
+mod layout;
 mod listen;
 mod listening;
 mod load;
+mod lookups;
 mod maps;
+mod node_network;
 mod older;
 mod packet;
 mod pins;
@@ -24,13 +32,17 @@ mod problem;
 mod running;
 mod sweep;
 mod sync;
+mod udp;
 mod unserved;
 mod weak;
 
-pub use config::{Config, ConnectMode, NeverHeld};
+pub use cgroup::{RootError, find_pods_root};
+pub use config::{Config, ConnectChoice, NeverHeld};
 pub use discover::Refusal;
 pub use held::{Answer, Held, HeldEvents};
+pub use hub::Answering;
 pub use inherit::{Inherited, NotAListener};
+pub use kubelet::Kubelet;
 pub use load::{InterceptError, Interceptor};
 pub use older::{OlderSocket, OlderSockets};
 pub use packet::Missing;

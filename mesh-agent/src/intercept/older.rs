@@ -1,6 +1,7 @@
 //! Sockets that are older than their pod's enrolment (or than the agent): no hook has seen them, so they go past the
 //! mesh. In: pods as they are enrolled, and the snapshot. Out: a list for status and metrics; those on a port that is
-//! strict are closed after a grace period.
+//! strict are closed after a grace period. A `connect()` that has no answer yet will never get one, for the kernel drops
+//! its SYN from now on: it is ended soon, so that its application tries again and goes through the mesh.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -140,8 +141,10 @@ impl OlderSockets {
                 match diag::destroy(&pod.netns, socket) {
                     Ok(()) => {
                         self.closed.fetch_add(1, Ordering::Relaxed);
-                        tracing::info!(pod = %uid, local = %socket.local, remote = %socket.remote,
-                            "closed a connection that is older than the pod's enrolment: the port is strict");
+                        let why =
+                            if socket.connecting { "it has no answer yet" } else { "the port is strict" };
+                        tracing::info!(pod = %uid, local = %socket.local, remote = %socket.remote, why,
+                            "closed a connection that is older than the pod's enrolment");
                     }
                     Err(error) => {
                         tracing::error!(pod = %uid, local = %socket.local, remote = %socket.remote, %error,
@@ -163,6 +166,9 @@ impl Watched {
         now: Instant,
     ) -> HashSet<u64> {
         let before = std::mem::take(&mut self.held);
+        // At the first look the pod may not be enrolled yet, and the answer on its way.
+        let unanswered = |socket: &&DiagSocket| socket.connecting && before.contains_key(&socket.cookie);
+        let mut over: HashSet<u64> = found.iter().filter(unanswered).map(|socket| socket.cookie).collect();
         for socket in found {
             let known = before.get(&socket.cookie);
             if known.is_none() {
@@ -180,8 +186,9 @@ impl Watched {
             () if !self.held.is_empty() => Some(now + SELDOM),
             () => None,
         };
-        let over = |socket: &OlderSocket| socket.closes_at.is_some_and(|at| at <= now);
-        self.held.iter().filter(|(_, socket)| over(socket)).map(|(cookie, _)| *cookie).collect()
+        let due = |socket: &OlderSocket| socket.closes_at.is_some_and(|at| at <= now);
+        over.extend(self.held.iter().filter(|(_, socket)| due(socket)).map(|(cookie, _)| *cookie));
+        over
     }
 }
 

@@ -112,7 +112,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// The Internet checksum (RFC 1071) over both parts, each of an even length.
-fn checksum(first: &[u8], second: &[u8]) -> u16 {
+pub(super) fn checksum(first: &[u8], second: &[u8]) -> u16 {
     let words = first.chunks(2).chain(second.chunks(2));
     let mut sum: u32 =
         words.map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum();

@@ -9,8 +9,9 @@ use mesh_common::{
     CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
 };
 use mesh_core::model::WorkloadUid;
+use rustix::io::Errno;
 use socket2::Socket;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::held::Held;
@@ -150,8 +151,21 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-async fn connect(socket: Socket, dst: SocketAddr) -> io::Result<TcpStream> {
-    TcpSocket::from_std_stream(socket.into()).connect(dst).await
+/// Over loopback the connection is there when the system call returns: then no turn of the runtime is waited for.
+pub(super) async fn connect(socket: Socket, dst: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&dst.into()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {}
+        result => result?,
+    }
+    let there = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    if !there {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
 }
 
 async fn connect_recorded(

@@ -54,7 +54,16 @@ pub fn probe() -> Vec<Probe> {
     for (name, kind, helper) in HELPERS {
         probes.push(one(name, is_helper_supported(*kind, *helper).unwrap_or(false), mend));
     }
+    let mend =
+        "give the agent this capability: until then connect() returns at once, and failures are resets";
+    probes.push(one("CAP_NET_RAW, to answer an honest connect()", carries_honest_connect(), mend));
     probes
+}
+
+/// Whether a `connect()` can be held and answered. The programs that hold it are those that everything needs; refusals are
+/// sent by a raw socket.
+pub(super) fn carries_honest_connect() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_RAW))
 }
 
 /// Whether a `cgroup_skb` program can tell the network namespace (Linux 6.15): without it, inbound connections to pods
@@ -107,6 +116,8 @@ const HELPERS: &[(&str, ProgramType, BpfHelper)] = &[
         ProgramType::CgroupSkb,
         BpfHelper::BPF_FUNC_skb_ancestor_cgroup_id,
     ),
+    ("helper: socket storage in egress", ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_sk_storage_get),
+    ("helper: ring of events in egress", ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_ringbuf_output),
     ("helper: socket storage in sock_ops", ProgramType::SockOps, BpfHelper::BPF_FUNC_sk_storage_get),
     ("helper: netns cookie in sock_ops", ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
     ("helper: socket assignment in sk_lookup", ProgramType::SkLookup, BpfHelper::BPF_FUNC_sk_assign),

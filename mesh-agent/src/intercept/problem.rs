@@ -1,4 +1,4 @@
-//! Why a pod that should be enrolled is not. In: what failed. Out: a sentence for status and log.
+//! Why a pod that should be enrolled is not, or not in full. In: what failed. Out: a sentence for status and log.
 
 use mesh_common::MAX_PODS;
 use mesh_core::model::{Workload, WorkloadUid};
@@ -7,7 +7,7 @@ use super::discover::Refusal;
 use super::listen::ListenError;
 use super::load::InterceptError;
 
-/// A local enrolled pod that is not intercepted, for status.
+/// A local enrolled pod that is not served, or not in full, for status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodProblem {
     /// Which pod.
@@ -38,12 +38,12 @@ pub(super) enum EnrolError {
 }
 
 impl PodProblem {
-    pub(super) fn new(workload: &Workload, error: &EnrolError) -> Self {
+    pub(super) fn new(workload: &Workload, why: &impl ToString) -> Self {
         Self {
             uid: workload.uid.clone(),
             namespace: workload.namespace().to_owned(),
             name: workload.name.to_string(),
-            reason: error.to_string(),
+            reason: why.to_string(),
         }
     }
 }

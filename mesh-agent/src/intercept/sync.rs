@@ -15,30 +15,35 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mesh_common::{LISTENERS_PER_POD, MAX_PODS, Pod};
-use mesh_core::model::{Workload, WorkloadUid};
+use mesh_core::model::{ConnectMode, Workload, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 mod closed;
 mod entry;
 mod listeners;
+mod namespace;
 mod orphans;
 mod release;
+mod tell;
 
-use super::config::{Config, ConnectMode};
-use super::discover::{self, PodCgroup, Refusal};
+use super::bound::Bound;
+use super::config::Config;
+use super::discover::{self, PodCgroup, Refusal, Scanned};
 use super::exempt::Exempt;
-use super::held::Hub;
+use super::hub::Hub;
 use super::inherit::Inherited;
 use super::listen;
 use super::listening::Listening;
-use super::load::{self, Interceptor};
+use super::load::Interceptor;
+use super::lookups;
+use super::node_network::NodeNetwork;
 use super::older::OlderSockets;
 use super::pod::{PodEvent, PodNet};
 use super::problem::{EnrolError, PodProblem};
 use super::running::{Holder, Running};
 use super::sweep::{self, Sweeper};
+use super::udp::Udp;
 use super::unserved::Unserved;
 use crate::sys::NetNs;
 use entry::{entry, interface};
@@ -87,6 +92,8 @@ impl Interceptor {
             pods: HashMap::new(),
             orphans: HashMap::new(),
             exempt: Exempt::default(),
+            bound: Bound::default(),
+            node_network: NodeNetwork::new(Arc::clone(&self.on_node_network)),
             scan_error: None,
             pins_checked: false,
             takes_over: inherited.is_some(),
@@ -94,6 +101,7 @@ impl Interceptor {
             same_map,
             holder: holder.clone(),
             listening: Listening::adopt(&self.maps),
+            udp: Udp::adopt(&self.maps, snapshots.load_full()),
         };
         let older = self.older.start(&snapshots, &stop)?;
         let thread = thread::Builder::new()
@@ -113,8 +121,11 @@ struct Local {
     opens_after: Option<Duration>,
     /// Index of the interface with its addresses; 0: not known.
     interface: u32,
+    connect: ConnectMode,
     /// Whether the kernel knows on which ports applications listen.
     ports_known: bool,
+    /// Whether it was known not to be enrolled before.
+    joined: bool,
     /// `Some` while it is enrolled.
     netns: Option<Arc<NetNs>>,
 }
@@ -134,6 +145,8 @@ struct Sync {
     /// Entries of an earlier agent (by cgroup id) that no pod has claimed yet: they stay closed.
     orphans: HashMap<u64, Pod>,
     exempt: Exempt,
+    bound: Bound,
+    node_network: NodeNetwork,
     scan_error: Option<io::ErrorKind>,
     pins_checked: bool,
     /// Another agent runs and gives way: its records are still to be taken.
@@ -143,6 +156,7 @@ struct Sync {
     same_map: bool,
     holder: Holder,
     listening: Listening,
+    udp: Udp,
 }
 
 impl Sync {
@@ -168,6 +182,7 @@ impl Sync {
                     self.release_exempt();
                 } else {
                     unserved.follow(&snapshot);
+                    self.udp.follow(&snapshot);
                     self.reconcile(&snapshot);
                 }
                 sweeper.tick(&self.maps, now);
@@ -188,6 +203,7 @@ impl Sync {
             }
         };
         self.scan_error = None;
+        self.bound.renew();
         let local: HashMap<&WorkloadUid, &Workload> = snapshot
             .workloads()
             .filter(|workload| workload.node == self.config.node)
@@ -204,10 +220,12 @@ impl Sync {
             }
         }
         self.release_orphans(&local, &scanned);
+        self.note_node_network(&scanned);
         self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
         let orphans = self.orphans.values().map(|pod| pod.netns_cookie).collect();
         let namespaces = self.pods.values().filter_map(|pod| pod.netns.as_ref()).cloned().collect();
         self.listening.look_again(&self.maps, namespaces, orphans);
+        problems.extend(self.udp.problems());
         self.publish(problems);
         self.release(&scanned);
         self.holder.settle();
@@ -233,7 +251,7 @@ impl Sync {
             let Some(pod) = self.pods.remove(&uid) else { continue };
             if !gone && local.get(&uid).is_some_and(|workload| workload.enrolled) {
                 // It is enrolled anew, with other addresses: closed in between, like one of an earlier agent.
-                self.orphans.insert(pod.cgroup.id, entry(&pod, self.config.connect));
+                self.orphans.insert(pod.cgroup.id, entry(&pod));
                 // When the data plane has ended there is nobody to tell.
                 let _stopping = self.send(PodEvent::Down { uid, gone });
             } else {
@@ -243,7 +261,7 @@ impl Sync {
     }
 
     /// Takes a pod out of the kernel: first nothing new is redirected, then nothing new is steered, then nobody listens.
-    fn leave(&self, uid: WorkloadUid, pod: &Local, gone: bool) {
+    fn leave(&mut self, uid: WorkloadUid, pod: &Local, gone: bool) {
         if let Err(error) = self.maps.pods.lock().remove(&pod.cgroup.id) {
             tracing::warn!(pod = %uid, %error, "removing the pod's entry");
         }
@@ -256,8 +274,9 @@ impl Sync {
         sweep::clear(&self.maps, Some(netns.cookie));
     }
 
-    fn dismantle(&self, cgroup_id: u64, index: u32) {
-        if let Err(error) = load::detach_lookup(&self.config, cgroup_id) {
+    fn dismantle(&mut self, cgroup_id: u64, index: u32) {
+        self.udp.leave(index);
+        if let Err(error) = lookups::detach_lookup(&self.config, cgroup_id) {
             tracing::warn!(cgroup_id, %error, "detaching sk_lookup");
         }
         for slot in 0..LISTENERS_PER_POD {
@@ -266,24 +285,21 @@ impl Sync {
     }
 
     /// Enrols a pod, or records that it is not to be.
-    fn arrive(
-        &mut self,
-        workload: &Workload,
-        scanned: &HashMap<String, PodCgroup>,
-    ) -> Result<(), EnrolError> {
+    fn arrive(&mut self, workload: &Workload, scanned: &Scanned) -> Result<(), EnrolError> {
         let known = self.pods.get_mut(&workload.uid);
         if let Some(pod) = known.filter(|pod| pod.netns.is_some() == workload.enrolled) {
-            if pod.opens_after != workload.opens_after() {
-                pod.opens_after = workload.opens_after();
-                self.maps.pods.lock().insert(pod.cgroup.id, entry(pod, self.config.connect), 0)?;
+            let connect = self.config.connect.of(workload.connect);
+            if (pod.opens_after, pod.connect) != (workload.opens_after(), connect) {
+                (pod.opens_after, pod.connect) = (workload.opens_after(), connect);
+                self.maps.pods.lock().insert(pod.cgroup.id, entry(pod), 0)?;
             }
             return Ok(());
         }
         let known = self.pods.get(&workload.uid);
-        let Some(cgroup) = discover::cgroup_of(scanned, &workload.uid).cloned() else {
+        let Some(cgroup) = scanned.get(&workload.uid).cloned() else {
             return if workload.enrolled { Err(Refusal::NoCgroup.into()) } else { Ok(()) };
         };
-        let orphan = self.orphans.get(&cgroup.id).map(|pod| pod.index);
+        let orphan = self.orphans.get(&cgroup.id).filter(|pod| orphans::has_place(pod)).map(|pod| pod.index);
         let index =
             known.map(|pod| pod.index).or(orphan).or_else(|| self.free_index()).ok_or(EnrolError::TooMany)?;
         let mut pod = Local {
@@ -292,14 +308,17 @@ impl Sync {
             addresses: workload.addresses.clone(),
             opens_after: workload.opens_after(),
             interface: 0,
+            connect: self.config.connect.of(workload.connect),
             ports_known: false,
+            joined: known.is_some(),
             netns: None,
         };
         if workload.enrolled {
-            let netns = Arc::new(self.namespace(workload, &cgroup)?);
+            let netns = Arc::new(self.namespace(workload, &cgroup, scanned)?);
             self.older.watch(workload, cgroup.clone(), &netns);
             pod.interface = interface(&netns, workload);
             pod.ports_known = self.listening.look_first(&self.maps, &netns);
+            self.udp.arrive(index, workload);
             if let Err(error) = self.enrol(workload, &pod, &netns) {
                 self.keep_closed(&workload.uid, pod, netns, &error);
                 return Err(error);
@@ -309,26 +328,16 @@ impl Sync {
             if orphan.is_some() {
                 self.dismantle(cgroup.id, index);
             }
-            self.maps.pods.lock().insert(cgroup.id, entry(&pod, self.config.connect), 0)?;
+            self.maps.pods.lock().insert(cgroup.id, entry(&pod), 0)?;
         }
         self.orphans.remove(&cgroup.id);
         self.pods.insert(workload.uid.clone(), pod);
         Ok(())
     }
 
-    /// The network namespace of a pod, when it is that pod's alone.
-    fn namespace(&self, workload: &Workload, cgroup: &PodCgroup) -> Result<NetNs, EnrolError> {
-        let netns = discover::namespace(cgroup, &workload.addresses, self.node_cookie)?;
-        let same = |other: &Local| other.netns.as_ref().is_some_and(|held| held.cookie == netns.cookie);
-        if let Some((uid, _)) = self.pods.iter().find(|(uid, other)| **uid != workload.uid && same(other)) {
-            return Err(Refusal::Taken(uid.clone()).into());
-        }
-        Ok(netns)
-    }
-
     fn enrol(&mut self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
         let sockets = self.listeners(workload, pod, netns)?;
-        load::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
+        lookups::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
         let net = PodNet::new(
             workload.uid.clone(),
             workload.addresses.clone(),
@@ -346,7 +355,7 @@ impl Sync {
             addresses: workload.addresses.clone(),
             ..*pod
         };
-        let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled, self.config.connect), 0);
+        let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled), 0);
         if let Err(error) = written {
             self.dismantle(pod.cgroup.id, pod.index);
             self.send(PodEvent::Down { uid: workload.uid.clone(), gone: false })?;
@@ -364,28 +373,5 @@ impl Sync {
             .chain(self.orphans.values().map(|pod| pod.index))
             .collect();
         (0..MAX_PODS).find(|index| !used.contains(index))
-    }
-
-    fn publish(&self, problems: Vec<PodProblem>) {
-        let mut held = self.problems.lock();
-        for problem in problems.iter().filter(|problem| !held.contains(problem)) {
-            tracing::warn!(pod = %problem.uid, name = problem.name, reason = problem.reason, "pod is not enrolled");
-        }
-        *held = problems;
-    }
-
-    /// Gives an event to the data plane, waiting for room unless the agent stops.
-    fn send(&self, mut event: PodEvent) -> Result<(), EnrolError> {
-        loop {
-            match self.events.try_send(event) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Closed(_)) => return Err(EnrolError::Stopping),
-                Err(TrySendError::Full(_)) if self.stop.load(Ordering::Relaxed) => {
-                    return Err(EnrolError::Stopping);
-                }
-                Err(TrySendError::Full(back)) => event = back,
-            }
-            thread::sleep(TICK);
-        }
     }
 }

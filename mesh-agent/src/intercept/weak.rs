@@ -62,7 +62,7 @@ pub fn weak_spots(pods_root: &Path, node: &str, snapshot: &Snapshot) -> io::Resu
     let mut pods: Vec<_> = snapshot.workloads().filter(|w| w.enrolled && *w.node == *node).collect();
     pods.sort_by_key(|pod| (pod.namespace().to_owned(), pod.name.clone()));
     for pod in pods {
-        let Some(cgroup) = discover::cgroup_of(&scanned, &pod.uid) else { continue };
+        let Some(cgroup) = scanned.get(&pod.uid) else { continue };
         match discover::processes(&cgroup.path) {
             Ok(pids) => look_at(pod, &pids, &mut found),
             // It ended meanwhile.
@@ -149,7 +149,7 @@ fn look_at(pod: &Workload, pids: &[u32], found: &mut Vec<WeakSpot>) {
 }
 
 /// What a process may do to pass by the hooks, if anything.
-fn raw_capabilities(status: &str) -> Option<String> {
+pub(super) fn raw_capabilities(status: &str) -> Option<String> {
     let set = |name| field(status, name).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
     let (effective, permitted, bounding) = (set("CapEff:"), set("CapPrm:"), set("CapBnd:"));
     let names = |set: u64| {
@@ -170,7 +170,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// The ports of a `/proc/PID/net/tcp` table that listen on more than loopback.
-fn listening(table: &str) -> Vec<u16> {
+pub(super) fn listening(table: &str) -> Vec<u16> {
     let port = |line: &str| {
         let mut fields = line.split_whitespace().skip(1);
         let (local, state) = (fields.next()?, fields.nth(1)?);

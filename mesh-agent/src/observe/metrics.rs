@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::plaintext::PlaintextPeers;
 use super::series::{SeriesLimits, SeriesTable};
 use crate::control::Published;
 use crate::identify::SvidStore;
@@ -71,12 +72,16 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// The golden metrics.
     pub series: SeriesTable,
+    /// Who speaks plaintext to the pods.
+    pub plaintext: PlaintextPeers,
     /// Connections that have a record which is not written yet.
     pub open: Gauge,
     /// Records that were written because nothing else ended the connection.
     pub aborted: Counter,
     /// Held connections of pods that proved not to be enrolled.
     pub released: Counter,
+    /// Connections of the node's kubelet to a port of a probe.
+    pub probes: Counter,
     denials: Family<Reason, Counter>,
     handshakes: Family<Reason, Counter>,
     accepts: Family<Reason, Counter>,
@@ -90,9 +95,11 @@ impl Metrics {
         let metrics = Self {
             registry: Mutex::default(),
             series,
+            plaintext: PlaintextPeers::new(SystemTime::now()),
             open: Gauge::default(),
             aborted: Counter::default(),
             released: Counter::default(),
+            probes: Counter::default(),
             denials: Family::default(),
             handshakes: Family::default(),
             accepts: Family::default(),
@@ -120,6 +127,11 @@ impl Metrics {
             "Connections that were held until their pod proved not to be enrolled",
             metrics.released.clone(),
         );
+        registry.register(
+            "probes",
+            "Connections of the node's kubelet to ports that a pod's probes declare, which need no certificate",
+            metrics.probes.clone(),
+        );
         *metrics.registry.lock() = registry;
         Arc::new(metrics)
     }
@@ -136,7 +148,18 @@ impl Metrics {
 
     /// Adds how many enrolled pods are not served.
     pub fn register_unserved_pods(&self, read: impl Fn() -> usize + Send + Sync + 'static) {
-        self.registry.lock().register_collector(Box::new(UnservedPods(Box::new(read))));
+        let help = "Enrolled pods of this node that the agent does not serve; status says why";
+        self.register_count("unserved_pods", help, Box::new(read));
+    }
+
+    /// Adds how many pods are on the node's own network.
+    pub fn register_pods_on_node_network(&self, read: impl Fn() -> usize + Send + Sync + 'static) {
+        let help = "Pods of this node that are on its own network (hostNetwork) and left alone";
+        self.register_count("pods_on_node_network", help, Box::new(read));
+    }
+
+    fn register_count(&self, name: &'static str, help: &'static str, read: Read) {
+        self.registry.lock().register_collector(Box::new(Count { name, help, read }));
     }
 
     /// Adds the connections that are older than their pod's enrolment: how many there are, how many were closed.
@@ -204,20 +227,25 @@ impl Collector for Kernel {
     }
 }
 
-/// Enrolled pods that are not served.
-struct UnservedPods(Box<dyn Fn() -> usize + Send + Sync>);
+/// How many of something there are, asked when metrics are fetched.
+struct Count {
+    name: &'static str,
+    help: &'static str,
+    read: Read,
+}
 
-impl fmt::Debug for UnservedPods {
+type Read = Box<dyn Fn() -> usize + Send + Sync>;
+
+impl fmt::Debug for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("UnservedPods")
+        f.write_str(self.name)
     }
 }
 
-impl Collector for UnservedPods {
+impl Collector for Count {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "Enrolled pods of this node that the agent does not serve; status says why";
-        let gauge = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
-        gauge.encode(encoder.encode_descriptor("unserved_pods", help, None, MetricType::Gauge)?)
+        let gauge = ConstGauge::new(i64::try_from((self.read)()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?)
     }
 }
 

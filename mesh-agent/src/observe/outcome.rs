@@ -13,6 +13,9 @@ use crate::identify::HandshakeFailure;
 use crate::route::RouteError;
 use crate::transport::{End, OpenError, Refusal, RefusalCode};
 
+/// The word for a client that did not wait for its answer.
+const GAVE_UP: &str = "client_gave_up";
+
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -43,7 +46,16 @@ impl Outcome {
 
     /// The client ended its `connect()` before it was answered.
     pub fn gave_up() -> Self {
-        Self::new("reset", "client_gave_up", "")
+        Self::new("reset", GAVE_UP, "")
+    }
+
+    /// Of a client that gave up, the failure of the try before is what it waited for.
+    #[must_use]
+    pub fn explained_by(self, before: Option<Self>) -> Self {
+        match before {
+            Some(before) if self.flags == GAVE_UP => before,
+            _ => self,
+        }
     }
 
     /// The pod at the source is not in the snapshot.

@@ -13,7 +13,7 @@ use super::labels::{Labels, Party, Reporter};
 use super::metrics::Metrics;
 use super::outcome::Outcome;
 use super::series::Series;
-use crate::transport::Protocol;
+use crate::transport::{Counters, Meter, Protocol};
 
 /// One end of a connection, as the log shows it.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +102,15 @@ impl Facts {
     }
 }
 
+/// Whose socket a relay has as its near one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// The client's, at the source.
+    Client,
+    /// The application's, at the destination.
+    Server,
+}
+
 /// The record of one connection.
 #[derive(Debug)]
 pub struct Record {
@@ -109,7 +118,7 @@ pub struct Record {
     pub facts: Facts,
     metrics: Arc<Metrics>,
     started: Instant,
-    opened: Option<Arc<Series>>,
+    counted: Option<(Near, Arc<Series>, Meter)>,
     sent: u64,
     received: u64,
     outcome: Option<Outcome>,
@@ -123,20 +132,25 @@ impl Record {
             facts,
             metrics: Arc::clone(metrics),
             started: Instant::now(),
-            opened: None,
+            counted: None,
             sent: 0,
             received: 0,
             outcome: None,
         }
     }
 
-    /// Both ends are known and bytes begin to flow.
-    pub fn opened(&mut self) {
-        if self.opened.is_none() {
-            let series = self.metrics.series.get(self.facts.labels("-"));
-            series.opened.inc();
-            self.opened = Some(series);
-        }
+    /// Both ends are known and bytes are about to flow: what counts them while they do, for the relay whose near socket is
+    /// `near`'s. A relay that was refused has counted nothing, and the next one asks again.
+    pub fn meter(&mut self, near: Near) -> Meter {
+        let series = self.metrics.series.get(self.facts.labels("-"));
+        let (from_near, to_near) = match near {
+            Near::Client => (&series.received, &series.sent),
+            Near::Server => (&series.sent, &series.received),
+        };
+        let (opened, from_near, to_near) = (series.opened.clone(), from_near.clone(), to_near.clone());
+        let meter = Meter::new(Counters { opened, from_near, to_near });
+        self.counted = Some((near, series, meter.clone()));
+        meter
     }
 
     /// Notes what was carried: bytes to the client and from the client.
@@ -151,20 +165,32 @@ impl Record {
     }
 
     fn count(&self, outcome: &Outcome, seconds: f64) {
-        let series = match &self.opened {
-            Some(series) if outcome.flags == "-" => Arc::clone(series),
+        let series = match &self.counted {
+            Some((_, series, _)) if outcome.flags == "-" => Arc::clone(series),
             _ => self.metrics.series.get(self.facts.labels(outcome.flags)),
         };
-        if self.opened.is_none() {
+        let (opened, sent, received) = self.counted();
+        if !opened {
             series.opened.inc();
         }
         series.closed.inc();
-        series.sent.inc_by(self.sent);
-        series.received.inc_by(self.received);
+        // What no relay has counted: it never began, or ended without a last look.
+        series.sent.inc_by(self.sent.saturating_sub(sent));
+        series.received.inc_by(self.received.saturating_sub(received));
         series.duration.observe(seconds);
         self.metrics.open.dec();
         if let Some(reason) = &outcome.denied {
             self.metrics.denied(reason.code());
+        }
+    }
+
+    /// Whether a relay has counted the connection as opened, and the bytes to and from the client that it counted.
+    fn counted(&self) -> (bool, u64, u64) {
+        let Some((near, _, meter)) = &self.counted else { return (false, 0, 0) };
+        let (opened, from_near, to_near) = meter.counted();
+        match near {
+            Near::Client => (opened, to_near, from_near),
+            Near::Server => (opened, from_near, to_near),
         }
     }
 

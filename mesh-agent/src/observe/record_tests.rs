@@ -75,8 +75,9 @@ fn a_record_that_was_ended_has_every_field_and_is_not_written_again() {
     let metrics = Metrics::new(SeriesLimits::default());
     let lines = Log::during(|| {
         let mut record = record(&metrics);
-        record.opened();
-        record.opened();
+        let refused = record.meter(Near::Client);
+        assert_eq!(refused.counted(), (false, 0, 0));
+        drop(record.meter(Near::Client));
         record.carried(5, 3);
         record.end(Outcome::ok());
     });

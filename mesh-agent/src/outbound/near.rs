@@ -35,6 +35,8 @@ pub(super) enum Near {
 pub(super) struct Failure {
     pub(super) outcome: Outcome,
     pub(super) answer: Answer,
+    /// The endpoint is not what the snapshot says: a moment later it may be, or the snapshot another.
+    pub(super) outdated: bool,
 }
 
 impl Near {
@@ -77,7 +79,7 @@ impl Near {
 
 impl Failure {
     fn new(outcome: Outcome, answer: Answer) -> Self {
-        Self { outcome, answer }
+        Self { outcome, answer, outdated: false }
     }
 
     /// It will not do better at another time.
@@ -125,10 +127,12 @@ impl From<&OpenError> for Failure {
     fn from(error: &OpenError) -> Self {
         let answer = match error {
             OpenError::Dial { source, .. } => of_io(source),
-            OpenError::Timeout { .. } => Answer::Silence,
+            OpenError::Unanswered { .. } | OpenError::Timeout { .. } => Answer::Silence,
             OpenError::Handshake { .. } | OpenError::WrongIdentity { .. } => Answer::Refused,
         };
-        Self::new(Outcome::from(error), answer)
+        // An enrolled pod's tunnel port answers or is silent, whatever its agent does: to its own node this is none.
+        let outdated = matches!(error, OpenError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused);
+        Self { outdated, ..Self::new(Outcome::from(error), answer) }
     }
 }
 

@@ -9,8 +9,8 @@ use super::{FAR, NEAR, not_connected};
 use crate::accept;
 use crate::authorize::Cut;
 use crate::intercept::Held;
-use crate::observe::{Facts, Outcome, Record, Reporter};
-use crate::transport::{self, Protocol};
+use crate::observe::{self, Facts, Outcome, Record, Reporter};
+use crate::transport::{self, Protocol, Watch};
 
 /// Dials for the client, and carries the connection.
 pub(crate) async fn release(worker: &Worker, held: Held) {
@@ -20,14 +20,14 @@ pub(crate) async fn release(worker: &Worker, held: Held) {
     facts.endpoint = facts.dialled;
     facts.protocol = Some(Protocol::Plain);
     let mut record = Record::new(&worker.ctx.metrics, facts);
-    let mut near = held;
+    let (mut near, mut before) = (held, None);
     let outcome = loop {
         let (same, failure) = match once(worker, near, &mut record).await {
-            Attempt::Over(outcome) => break outcome,
+            Attempt::Over(outcome) => break outcome.explained_by(before),
             Attempt::Elsewhere(near, failure) | Attempt::Hopeless(near, failure) => (near, failure),
         };
         match same.fail(failure.answer).await {
-            Some(Near::Held(asking)) => near = asking,
+            Some(Near::Held(asking)) => (near, before) = (asking, Some(failure.outcome)),
             Some(Near::Accepted { .. }) | None => break failure.outcome,
         }
     };
@@ -54,10 +54,10 @@ async fn once(worker: &Worker, held: Held, record: &mut Record) -> Attempt {
         }
     };
     drop(held);
-    record.opened();
     // No policy of ours can end it.
     let (_handle, cut) = Cut::pair();
-    let relayed = transport::plain::relay(near, far, Bytes::new(), cut).await;
+    let watch = Watch { cut, meter: record.meter(observe::Near::Client) };
+    let relayed = transport::plain::relay(near, far, Bytes::new(), watch).await;
     record.carried(relayed.to_near, relayed.from_near);
     Attempt::Over(Outcome::of_end(&relayed.end, NEAR, FAR))
 }

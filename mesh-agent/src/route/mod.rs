@@ -9,8 +9,16 @@ use mesh_core::route::{Candidate, NoRoute, Route, resolve};
 use mesh_core::snapshot::Snapshot;
 
 use crate::authorize::SourcePermit;
-use crate::context::Context;
-use crate::control::LookupError;
+use crate::control::{Lookup, LookupError, Published};
+
+/// What this node knows of the mesh, and whom to ask for the rest.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The snapshot.
+    pub published: &'a Published,
+    /// The controller's word.
+    pub lookup: &'a Lookup,
+}
 
 /// Where a connection may go, and the view of the mesh that said so.
 #[derive(Clone, Debug)]
@@ -39,11 +47,11 @@ pub enum RouteError {
 }
 
 /// Finds the candidates of a connection that the pod behind `permit` made to `dst`.
-pub async fn route(ctx: &Context, permit: &SourcePermit, dst: SocketAddr) -> Result<Routed, RouteError> {
+pub async fn route(known: Known<'_>, permit: &SourcePermit, dst: SocketAddr) -> Result<Routed, RouteError> {
     let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());
     // Also for what is held already: it must not be given up as idle while it is used.
-    ctx.lookup.ensure(dst.ip()).await?;
-    let snapshot = ctx.snapshot();
+    known.lookup.ensure(dst.ip()).await?;
+    let snapshot = known.published.load();
     let (service, affinity, candidates, pass_through) =
         match resolve(&snapshot, &permit.workload().node, dst)? {
             Route::PassThrough(address) => {
@@ -59,7 +67,7 @@ pub async fn route(ctx: &Context, permit: &SourcePermit, dst: SocketAddr) -> Res
 /// that names no pod (a Service without selector) may still be a pod's address, so it is looked up before plaintext is
 /// sent there.
 pub async fn enrolled_behind(
-    ctx: &Context,
+    known: Known<'_>,
     routed: &Routed,
     candidate: &Candidate,
 ) -> Result<(Arc<Snapshot>, Option<Arc<Workload>>, bool), RouteError> {
@@ -68,8 +76,8 @@ pub async fn enrolled_behind(
         None if routed.pass_through => (Arc::clone(&routed.snapshot), None),
         None => {
             let address = candidate.address.ip().to_canonical();
-            ctx.lookup.ensure(address).await?;
-            let snapshot = ctx.snapshot();
+            known.lookup.ensure(address).await?;
+            let snapshot = known.published.load();
             let workload = snapshot.workload_at(address).cloned();
             (snapshot, workload)
         }

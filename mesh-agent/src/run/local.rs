@@ -2,21 +2,26 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
 use super::pods::ServedPods;
-use crate::control::Published;
 use crate::control::admin::Local;
-use crate::intercept::{Interceptor, PodProblem, Probe, WeakSpot, probe, weak_spots};
+use crate::control::{Published, rfc3339};
+use crate::intercept::{Interceptor, Kubelet, PodProblem, Probe, WeakSpot, probe, weak_spots};
+use crate::observe::{Metrics, Plaintext, PlaintextPeers, Readiness, Speaker};
 
 /// Filled as the agent starts.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: Arc<str>,
     pub(super) pods_cgroup: PathBuf,
+    pub(super) kubelet: Arc<Kubelet>,
     pub(super) published: Published,
     pub(super) pods: Arc<ServedPods>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readiness: Arc<Readiness>,
     pub(super) interceptor: OnceLock<Arc<Interceptor>>,
     /// Why the pins of an earlier agent are not adopted: this one does not intercept then.
     pub(super) refused: OnceLock<String>,
@@ -53,6 +58,21 @@ impl Local for Node {
         self.refused.get().cloned().into_iter().chain(pins).chain(pods).collect()
     }
 
+    fn on_node_network(&self) -> Vec<String> {
+        let pods = self.interceptor.get().map(|interceptor| interceptor.on_node_network());
+        pods.unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    fn plaintext(&self) -> Value {
+        let peers = &self.metrics.plaintext;
+        let all = peers.list(&self.published.load(), &self.name, SystemTime::now());
+        plaintext(peers, &all)
+    }
+
+    fn missing(&self) -> Vec<String> {
+        self.readiness.missing()
+    }
+
     fn check(&self) -> Value {
         let mut all = checks(&probe());
         all.extend(match weak_spots(&self.pods_cgroup, &self.name, &self.published.load()) {
@@ -62,6 +82,7 @@ impl Local for Node {
                 "mend": "let the agent read the pods' cgroups and /proc",
             })],
         });
+        all.extend(weak(self.kubelet.weak_spot(&self.name, &self.published.load()).as_slice()));
         Value::Array(all)
     }
 }
@@ -75,4 +96,31 @@ pub(super) fn checks(probes: &[Probe]) -> Vec<Value> {
 pub(super) fn weak(found: &[WeakSpot]) -> Vec<Value> {
     let one = |spot: &WeakSpot| json!({ "name": spot.name, "ok": false, "weak": true, "found": spot.found, "mend": spot.mend });
     found.iter().map(one).collect()
+}
+
+/// Who speaks plaintext as JSON. A source that is no workload is an address, or null beyond the cap.
+fn plaintext(peers: &PlaintextPeers, all: &[Plaintext]) -> Value {
+    let one = |heard: &Plaintext| {
+        let mut told = json!({
+            "destination": { "namespace": &*heard.destination.namespace, "workload": &*heard.destination.owner },
+            "port": heard.port,
+            "source": null,
+            "connections": heard.connections,
+            "open": heard.open,
+            "last": rfc3339(heard.last),
+        });
+        match &heard.source {
+            Speaker::Workload(of) => {
+                told["source"] = json!({ "namespace": &*of.namespace, "workload": &*of.owner });
+            }
+            Speaker::Address(address) => told["source"] = json!({ "address": address }),
+            Speaker::Others => {}
+        }
+        told
+    };
+    json!({
+        "since": rfc3339(peers.since()),
+        "unnamed": peers.missed(),
+        "peers": all.iter().map(one).collect::<Vec<_>>(),
+    })
 }

@@ -5,6 +5,7 @@
 mod local;
 mod pods;
 mod ports;
+mod ready;
 mod steady;
 mod takeover;
 
@@ -19,17 +20,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::{AgentArgs, OtherSockets, Unclassified};
+use crate::config::{AfterHandover, AgentArgs, OtherSockets, Unclassified};
 use crate::context::{Context, DataplaneConfig};
 use crate::control::{Control, ControlSettings, Controller, NodeIdentity};
 use crate::dataplane::Dataplane;
 use crate::handover::{Giver, Offer, Place};
 use crate::identify::SvidStore;
-use crate::intercept::{Config, Inherited, Interceptor, PodEvent, Running, exclusive_programs, probe};
+use crate::intercept::{
+    Answering, Config, Inherited, Interceptor, Kubelet, PodEvent, Running, exclusive_programs, probe,
+};
 use crate::observe::{Metrics, Readiness, SeriesLimits};
 use local::Node;
 use pods::ServedPods;
 use ports::{Ports, Served};
+pub use ready::ready;
 use steady::Steady;
 use takeover::Predecessor;
 
@@ -38,8 +42,9 @@ const EVENTS: usize = 64;
 
 /// Runs the agent until SIGTERM or SIGINT, or until a successor serves; then drains.
 pub async fn run(args: AgentArgs) -> Result<()> {
+    let args = args.resolve()?;
     let terminated = termination()?;
-    let (parts, predecessor) = takeover::begin(&args).await;
+    let (parts, predecessor) = takeover::begin(&args).await?;
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&parts.metrics).expire_series(parts.control.published.clone()));
     tokio::pin!(terminated);
@@ -59,7 +64,12 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         given_up = giver.replaced() => {
             tracing::info!("a successor serves");
             ports::leave(&port_tasks, &file);
-            given_up.done().await;
+            given_up.done(&started.leave_held().await).await;
+            started.drain(&args).await;
+            if args.after_handover == AfterHandover::Wait {
+                terminated.await;
+            }
+            return Ok(());
         }
         Some(ended) = tasks.join_next() => {
             tracing::error!(?ended, "a part of the agent ended; draining");
@@ -83,35 +93,41 @@ struct Parts {
 
 /// What has to be drained.
 struct Started {
+    interceptor: Arc<Interceptor>,
     interception: Running,
-    /// See [`Interceptor::listeners_map`].
-    listeners_map: u32,
     dataplane: Dataplane,
     readiness: Arc<Readiness>,
 }
 
 impl Parts {
-    fn new(args: &AgentArgs) -> Self {
+    fn new(args: &AgentArgs) -> anyhow::Result<Self> {
         let settings = ControlSettings::default();
         let svids = Arc::new(SvidStore::new());
         let control = Control::new(&args.node_settings(), Arc::clone(&svids), &settings);
         let metrics = Metrics::new(SeriesLimits::default());
         metrics.register(|registry| control.metrics.register(registry));
         metrics.register_certificates(Arc::clone(&svids));
+        let readiness = Arc::new(Readiness::default());
         let node = Arc::new(Node {
             name: args.node.as_str().into(),
             pods_cgroup: args.pods_cgroup.clone(),
+            kubelet: Arc::new(Kubelet::new(&args.kubelet_cgroup).context("looking for the kubelet")?),
             published: control.published.clone(),
             pods: Arc::new(ServedPods::default()),
+            metrics: Arc::clone(&metrics),
+            readiness: Arc::clone(&readiness),
             interceptor: OnceLock::new(),
             refused: OnceLock::new(),
         });
-        let readiness = Arc::new(Readiness::default());
         let (status, steady) = (Arc::clone(&control.status), Steady::default());
         readiness.require("control", move || steady.tell(status.not_ready(), Instant::now()));
-        let (local, steady) = (Arc::clone(&node), Steady::default());
-        readiness.require("pods", move || steady.tell(local.not_ready(), Instant::now()));
-        Self { svids, control, settings, metrics, readiness, node }
+        // The node answers for the readiness, which asks the node.
+        let (local, steady) = (Arc::downgrade(&node), Steady::default());
+        readiness.require("pods", move || match local.upgrade() {
+            Some(node) => steady.tell(node.not_ready(), Instant::now()),
+            None => Some("ending".to_owned()),
+        });
+        Ok(Self { svids, control, settings, metrics, readiness, node })
     }
 
     /// Starts everything and serves the node's sockets: at once, or when the agent before gives way.
@@ -123,16 +139,19 @@ impl Parts {
     ) -> Result<(Started, Served)> {
         let Some(predecessor) = predecessor else {
             let served = Ports::bind(args).await?.serve(args, self, tasks)?;
-            let started = self.start(args, None, tasks).await;
-            return match started {
+            let started = match self.start(args, None, tasks).await {
                 Err(error) if takeover::is_refusal(&error) => self.wait_refused(&error).await,
-                started => Ok((started?, served)),
+                started => started?,
             };
+            started.follow_held(Answering::default());
+            return Ok((started, served));
         };
         let (claim, pods, node) = predecessor.split();
         let ports = Ports::inherit(args, node)?;
         let started = self.start(args, Some(pods), tasks).await?;
-        takeover::finish(claim, &started.interception.holder()).await?;
+        let theirs = takeover::finish(claim, &started.interception.holder()).await?;
+        // Two agents that follow would each answer.
+        started.follow_held(theirs);
         let served = ports.serve(args, self, tasks)?;
         served.file.own(true);
         Ok((started, served))
@@ -175,22 +194,22 @@ impl Parts {
             svids: Arc::clone(&self.svids),
             metrics: Arc::clone(&self.metrics),
             balancer: crate::balance::Balancer::default(),
+            kubelet: Some(Arc::clone(&self.node.kubelet)),
             config,
         };
         let dataplane = Dataplane::start(Arc::new(context), pod_events)?;
-        if let Some(events) = interceptor.held_events() {
-            dataplane.follow_held(events);
-        }
-        let (kernel, listeners_map) = (Arc::clone(&interceptor), interceptor.listeners_map());
+        let kernel = Arc::clone(&interceptor);
         self.metrics.register_kernel(move || kernel.reasons());
         let kernel = Arc::clone(&interceptor);
         self.metrics.register_unserved_pods(move || kernel.problems().len());
+        let kernel = Arc::clone(&interceptor);
+        self.metrics.register_pods_on_node_network(move || kernel.on_node_network().len());
         let older = interceptor.older_sockets();
         self.metrics.register_older_sockets(move || older.counts());
         let (control, pace) = (self.control.clone(), self.settings.clone());
         tasks.spawn(async move { control.run(controller, settings, identity, pace).await });
         let readiness = Arc::clone(&self.readiness);
-        Ok(Started { interception, listeners_map, dataplane, readiness })
+        Ok(Started { interceptor, interception, dataplane, readiness })
     }
 
     fn controller(&self, args: &AgentArgs) -> Result<Arc<Controller>> {
@@ -214,6 +233,7 @@ impl Parts {
         );
         let config = Config {
             pods_root: args.pods_cgroup.clone(),
+            netns_folders: args.netns_dirs.clone(),
             pin_dir: args.pin_dir.clone(),
             node: args.node.as_str().into(),
             refuse_sockets: args.other_sockets == OtherSockets::Refuse,
@@ -249,6 +269,19 @@ impl Parts {
 }
 
 impl Started {
+    /// Answers what the kernel holds, but for what the agent before answers.
+    fn follow_held(&self, theirs: Answering) {
+        if let Some(events) = self.interceptor.held_events() {
+            self.dataplane.follow_held(events.after(theirs));
+        }
+    }
+
+    /// Takes up no more of what the kernel holds; what this agent is answering.
+    async fn leave_held(&self) -> Answering {
+        self.dataplane.leave_held().await;
+        self.interceptor.answering()
+    }
+
     /// What a successor gets of this agent.
     fn offer(&self, args: &AgentArgs, parts: &Parts, metrics: OwnedFd, admin: OwnedFd) -> Offer {
         Offer {
@@ -256,7 +289,7 @@ impl Started {
             control: parts.control.clone(),
             lender: self.dataplane.lender(),
             holder: self.interception.holder(),
-            listeners_map: self.listeners_map,
+            listeners_map: self.interceptor.listeners_map(),
             metrics,
             admin,
         }
@@ -273,6 +306,23 @@ impl Started {
         self.dataplane.drain(args.drain_limit()).await;
         tracing::info!("drained");
     }
+}
+
+/// Takes the programs that are pinned in `pin_dir` off the node's pods, and waits for SIGTERM or SIGINT.
+pub fn leave(pin_dir: &Path) -> Result<()> {
+    Interceptor::uninstall(pin_dir).with_context(|| format!("removing {}", pin_dir.display()))?;
+    println!("no program of {} is attached any more", pin_dir.display());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        termination()?.await;
+        Ok(())
+    })
+}
+
+/// Whether nothing is pinned in `pin_dir`: what [`leave`] has not begun or not ended is still there.
+pub fn left(pin_dir: &Path) -> Result<bool> {
+    let there = pin_dir.try_exists().with_context(|| format!("looking at {}", pin_dir.display()))?;
+    Ok(!there)
 }
 
 /// Prints what the kernel has and lacks, and which programs keep ours out of `pods_cgroup`; whether all is well.

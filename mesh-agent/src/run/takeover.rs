@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Parts;
 use crate::config::AgentArgs;
 use crate::handover::{self, Claim, NodeSockets, Place};
-use crate::intercept::{Holder, Inherited, InterceptError};
+use crate::intercept::{Answering, Holder, Inherited, InterceptError};
 
 /// How long the pods that were handed over may take until they are served.
 const SETTLE: Duration = Duration::from_secs(40);
@@ -23,44 +23,49 @@ pub(super) struct Predecessor {
 }
 
 /// Takes over what runs here, if anything does. The parts hold its state then.
-pub(super) async fn begin(args: &AgentArgs) -> (Parts, Option<Predecessor>) {
+pub(super) async fn begin(args: &AgentArgs) -> Result<(Parts, Option<Predecessor>)> {
     let (socket, place) = (handover::socket_path(&args.admin_socket), Place::of(args));
     let claimed = tokio::task::spawn_blocking(move || handover::claim(&socket, &place)).await;
-    let parts = Parts::new(args);
+    let parts = Parts::new(args)?;
     let (claim, estate) = match claimed {
         Ok(Ok(Some(claimed))) => claimed,
-        Ok(Ok(None)) => return (parts, None),
+        Ok(Ok(None)) => return Ok((parts, None)),
         Ok(Err(error)) => {
             tracing::warn!(%error, "no handover from the running agent; starting as if there were none");
-            return (parts, None);
+            return Ok((parts, None));
         }
         Err(error) => {
             tracing::error!(%error, "asking for a handover failed; starting as if there were no other agent");
-            return (parts, None);
+            return Ok((parts, None));
         }
     };
     match parts.control.import(estate.control) {
-        Ok(()) => (parts, Some(Predecessor { claim, pods: estate.pods, node: estate.node })),
+        Ok(()) => Ok((parts, Some(Predecessor { claim, pods: estate.pods, node: estate.node }))),
         Err(error) => {
             tracing::warn!(%error, "what was handed over cannot be used; starting as if there were no other agent");
-            (Parts::new(args), None)
+            Ok((Parts::new(args)?, None))
         }
     }
 }
 
-/// Tells the agent before that this one serves, once it does.
-pub(super) async fn finish(claim: Claim, kernel: &Holder) -> Result<()> {
+/// Tells the agent before that this one serves, once it does; the held connections that are left to it.
+pub(super) async fn finish(claim: Claim, kernel: &Holder) -> Result<Answering> {
     let end = Instant::now() + SETTLE;
     while !kernel.is_settled() {
         ensure!(Instant::now() < end, "the pods that were handed over are not served after {SETTLE:?}");
         tokio::time::sleep(SETTLE_POLL).await;
     }
-    match tokio::task::spawn_blocking(move || claim.serving()).await? {
-        Ok(()) => tracing::info!("took over from the running agent"),
-        // It has gone by itself: this one serves in any case.
-        Err(error) => tracing::warn!(%error, "the agent before did not say that it has stopped accepting"),
-    }
-    Ok(())
+    Ok(match tokio::task::spawn_blocking(move || claim.serving()).await? {
+        Ok(answering) => {
+            tracing::info!("took over from the running agent");
+            answering
+        }
+        Err(error) => {
+            // It has gone by itself: this one serves in any case.
+            tracing::warn!(%error, "the agent before did not say that it has stopped accepting");
+            Answering::default()
+        }
+    })
 }
 
 /// Whether the pins of an earlier agent are the reason.

@@ -33,6 +33,30 @@ pub fn ended_unread(socket: &impl AsFd, bytes: u64) -> io::Result<bool> {
     Ok(info.bytes_acked <= bytes && info.retransmits == 0)
 }
 
+/// Sends the peer a packet without content at once: a window probe, which is what a socket sends that leaves repair mode.
+/// Needs `CAP_NET_ADMIN` over the socket's namespace.
+pub fn probe_peer(socket: &impl AsFd) -> io::Result<()> {
+    for on in [1, 0] {
+        set_repair(socket, on)?;
+    }
+    Ok(())
+}
+
+fn set_repair(socket: &impl AsFd, on: libc::c_int) -> io::Result<()> {
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the option is one int, which lives for the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The first fields of the kernel's `tcp_info`, as far as they are needed here.
 #[repr(C)]
 #[derive(Default)]

@@ -210,7 +210,7 @@ impl<C: Connect> Dialer<C> {
         let dial = self.connect.connect(&target.source_pod, address);
         match tokio::time::timeout(self.settings.dial_timeout, dial).await {
             Ok(outcome) => outcome.map_err(|source| OpenError::Dial { address, source }),
-            Err(_) => Err(OpenError::Timeout { address }),
+            Err(_) => Err(OpenError::Unanswered { address }),
         }
     }
 

@@ -11,6 +11,7 @@ pub mod plain;
 mod serve;
 mod tls_io;
 mod tunnel;
+mod watch;
 
 use std::future::Future;
 use std::io;
@@ -23,13 +24,14 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::model::Workload;
 use tokio::net::TcpStream;
 
-use crate::authorize::{Cut, CutReason};
+use crate::authorize::CutReason;
 use crate::identify::{HandshakeFailure, Svid};
 use crate::intercept::PodNet;
 
 pub use dialer::{Connect, Dialer, DialerSettings, PodConnect, TransportPreference};
 pub use serve::{Acceptor, AcceptorSettings, Drain, DrainHandle, ServeError};
 pub use tunnel::{NotOpened, Opened, Tunnel};
+pub use watch::{Counters, Meter, Watch};
 
 /// ALPN of leased connections.
 pub const ALPN_FERROMESH: &[u8] = b"ferromesh/1";
@@ -159,7 +161,16 @@ pub enum OpenError {
         /// What was found.
         reason: String,
     },
-    /// It took longer than the limit.
+    /// Nobody answered the SYN: the far side is gone, or something between drops what goes to this port.
+    #[error(
+        "{address} does not answer: is its node there, and is TCP {port} let through (NetworkPolicy, firewall)?",
+        port = address.port()
+    )]
+    Unanswered {
+        /// The far agent.
+        address: SocketAddr,
+    },
+    /// The handshake took longer than the limit.
     #[error("{address} did not answer in time")]
     Timeout {
         /// The far agent.
@@ -174,6 +185,7 @@ impl OpenError {
             Self::Dial { .. } => "dial_failed",
             Self::Handshake { reason, .. } => reason.code(),
             Self::WrongIdentity { .. } => "wrong_identity",
+            Self::Unanswered { .. } => "tunnel_unanswered",
             Self::Timeout { .. } => "timeout",
         }
     }
@@ -219,8 +231,8 @@ pub struct Relayed {
 pub struct Admitted<R> {
     /// Connected to the application.
     pub app: TcpStream,
-    /// Ends it from outside.
-    pub cut: Cut,
+    /// Ends it from outside, and counts it.
+    pub watch: Watch,
     /// Given back with the outcome.
     pub record: R,
 }

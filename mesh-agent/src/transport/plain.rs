@@ -10,8 +10,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::buf::Buf;
-use super::{End, Relayed, near};
-use crate::authorize::Cut;
+use super::{End, Relayed, Watch, near};
+use crate::authorize::CutReason;
 use crate::sys;
 
 /// Rounds before other connections of this worker get their turn.
@@ -96,7 +96,7 @@ enum Outcome {
     Finished,
     Near,
     Far,
-    Cut(crate::authorize::CutReason),
+    Cut(CutReason),
 }
 
 /// Moves what can be moved in both directions; says whether anything was.
@@ -124,14 +124,38 @@ fn round(
     Ok(moved)
 }
 
-/// Carries bytes between `near` and `far` until both directions are finished, one side is reset, or `cut` resolves.
+/// Moves bytes until nothing can be moved, or it is the turn of others; `reset` says which socket reported an error.
+fn rounds(
+    up: &mut Direction,
+    down: &mut Direction,
+    sockets: (&TcpStream, &TcpStream),
+    reset: (bool, bool),
+    cx: &mut Context<'_>,
+) -> Poll<Outcome> {
+    for _ in 0..ROUNDS {
+        match round(up, down, sockets, cx) {
+            Ok(true) if up.shut && down.shut => return Poll::Ready(Outcome::Finished),
+            Ok(true) => {}
+            Err(outcome) => return Poll::Ready(outcome),
+            // A reset that no read or write will meet, because its direction is blocked or finished.
+            Ok(false) if reset.0 || up.source_reset => return Poll::Ready(Outcome::Near),
+            Ok(false) if reset.1 || down.source_reset => return Poll::Ready(Outcome::Far),
+            Ok(false) => return Poll::Pending,
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Carries bytes between `near` and `far` until both directions are finished, one side is reset, or `watch` ends it.
 /// `replay` was read from `near` already.
-pub async fn relay(near: TcpStream, far: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
+pub async fn relay(near: TcpStream, far: TcpStream, replay: Bytes, watch: Watch) -> Relayed {
     if let Err(error) = sys::face_application(&far) {
         tracing::debug!(%error, "a socket option was refused");
     }
     let mut up = Direction { carried: replay.len() as u64, replay, ..Direction::default() };
     let mut down = Direction::default();
+    let Watch { mut cut, meter } = watch;
     let outcome = {
         let mut cut = pin!(cut.wait());
         let mut alarms = (pin!(near.ready(Interest::ERROR)), pin!(far.ready(Interest::ERROR)));
@@ -142,19 +166,9 @@ pub async fn relay(near: TcpStream, far: TcpStream, replay: Bytes, mut cut: Cut)
             }
             reset.0 = reset.0 || alarms.0.as_mut().poll(cx).is_ready();
             reset.1 = reset.1 || alarms.1.as_mut().poll(cx).is_ready();
-            for _ in 0..ROUNDS {
-                match round(&mut up, &mut down, (&near, &far), cx) {
-                    Ok(true) if up.shut && down.shut => return Poll::Ready(Outcome::Finished),
-                    Ok(true) => {}
-                    Err(outcome) => return Poll::Ready(outcome),
-                    // A reset that no read or write will meet, because its direction is blocked or finished.
-                    Ok(false) if reset.0 || up.source_reset => return Poll::Ready(Outcome::Near),
-                    Ok(false) if reset.1 || down.source_reset => return Poll::Ready(Outcome::Far),
-                    Ok(false) => return Poll::Pending,
-                }
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
+            let polled = rounds(&mut up, &mut down, (&near, &far), reset, cx);
+            meter.note(up.carried, down.carried);
+            polled
         })
         .await
     };

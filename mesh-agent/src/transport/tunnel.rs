@@ -10,8 +10,7 @@ use super::dialer::{Connect, Dialer, PodConnect};
 use super::hbone::{self, Shard};
 use super::key::PoolKey;
 use super::lease::{self, Lease};
-use super::{End, OpenError, Protocol, Refusal, Relayed, Target, near as socket};
-use crate::authorize::Cut;
+use super::{End, OpenError, Protocol, Refusal, Relayed, Target, Watch, near as socket};
 
 /// Fresh tunnels that are tried after one that was not read. The first may still be accepted by an agent that gives way to
 /// its successor, and says DRAIN before it reads anything.
@@ -106,12 +105,12 @@ impl<C: Connect> Opened<C> {
     }
 
     /// Carries the connection. On every end but `Finished` the near socket is reset.
-    pub async fn relay(self, near: TcpStream, mut cut: Cut) -> Relayed {
+    pub async fn relay(self, near: TcpStream, mut watch: Watch) -> Relayed {
         let attempt = match self.asked {
             Asked::Lease(lease) => {
-                lease::carry_opened(&self.dialer, &self.target, lease, near, &mut cut).await
+                lease::carry_opened(&self.dialer, &self.target, lease, near, &mut watch).await
             }
-            Asked::Hbone(asked) => hbone::carry_opened(asked, near, &mut cut).await,
+            Asked::Hbone(asked) => hbone::carry_opened(asked, near, &mut watch).await,
         };
         match attempt {
             Attempt::Over(relayed) => relayed,
@@ -173,7 +172,7 @@ impl<C: Connect> Tunnel<C> {
     /// Asks the far agent for the application and carries the connection. `near` faces an application already
     /// ([`face_application`](crate::sys::face_application)). `replay` was read from `near` already. On
     /// every end but `Finished` and `Refused` the near socket is reset.
-    pub async fn relay(self, near: TcpStream, replay: Bytes, mut cut: Cut) -> Relayed {
+    pub async fn relay(self, near: TcpStream, replay: Bytes, mut watch: Watch) -> Relayed {
         let (mut near, mut replay) = (near, replay);
         if replay.is_empty() {
             // What a client sends first is usually there by now, and leaves with OPEN or CONNECT in one piece.
@@ -189,8 +188,12 @@ impl<C: Connect> Tunnel<C> {
         let mut tries = 0;
         loop {
             let attempt = match dialled {
-                Dialled::Lease(lease) => lease::carry(&dialer, &target, lease, near, replay, &mut cut).await,
-                Dialled::Hbone(shard) => hbone::carry(&dialer, &target, shard, near, replay, &mut cut).await,
+                Dialled::Lease(lease) => {
+                    lease::carry(&dialer, &target, lease, near, replay, &mut watch).await
+                }
+                Dialled::Hbone(shard) => {
+                    hbone::carry(&dialer, &target, shard, near, replay, &mut watch).await
+                }
             };
             let (text, key) = match attempt {
                 Attempt::Over(relayed) => return relayed,
@@ -209,7 +212,7 @@ impl<C: Connect> Tunnel<C> {
                     Ok(fresh) => fresh,
                     Err(error) => return ended(near, &replay, End::TunnelLost(error.to_string())),
                 },
-                reason = cut.wait() => return ended(near, &replay, End::Cut(reason)),
+                reason = watch.cut.wait() => return ended(near, &replay, End::Cut(reason)),
             };
         }
     }

@@ -14,6 +14,9 @@ use tonic::{Request, Response, Status};
 /// Signs everything with its root.
 pub(crate) struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    next: CertifiedIssuer<'static, KeyPair>,
+    /// Signs with the next root.
+    pub(crate) rotated: AtomicBool,
     pub(crate) ttl_seconds: AtomicI64,
     pub(crate) node_ttl_seconds: AtomicI64,
     /// Refuses to sign for workloads.
@@ -26,11 +29,16 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let root = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
         Self {
-            issuer,
+            issuer: root("first"),
+            next: root("next"),
+            rotated: AtomicBool::new(false),
             ttl_seconds: AtomicI64::new(3600),
             node_ttl_seconds: AtomicI64::new(3600),
             away: AtomicBool::new(false),
@@ -45,7 +53,22 @@ impl Ca {
     }
 
     pub(crate) fn bundle(&self) -> TrustBundle {
-        TrustBundle { roots_der: vec![self.issuer.der().to_vec()] }
+        let root = self.issuer.der().to_vec();
+        TrustBundle { roots_der: vec![root.clone()], issuer_der: root, id: b"first".to_vec() }
+    }
+
+    /// Both roots; the next one signs when `rotated`.
+    pub(crate) fn both(&self) -> TrustBundle {
+        let roots_der = vec![self.issuer.der().to_vec(), self.next.der().to_vec()];
+        TrustBundle { roots_der, issuer_der: self.signing().der().to_vec(), id: b"both".to_vec() }
+    }
+
+    pub(crate) fn next_root_pem(&self) -> String {
+        self.next.pem()
+    }
+
+    fn signing(&self) -> &CertifiedIssuer<'static, KeyPair> {
+        if self.rotated.load(Ordering::Relaxed) { &self.next } else { &self.issuer }
     }
 
     /// Chain and key of a server with this DNS name.
@@ -61,7 +84,7 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.not_before = OffsetDateTime::now_utc() - Duration::minutes(5);
         params.not_after = OffsetDateTime::now_utc() + Duration::seconds(ttl);
-        let leaf = params.signed_by(&csr.public_key, &self.issuer).unwrap();
+        let leaf = params.signed_by(&csr.public_key, self.signing()).unwrap();
         Response::new(SignedCertificate {
             chain_der: vec![leaf.der().to_vec()],
             trust_bundle: Some(self.bundle()),

@@ -78,7 +78,7 @@ impl Rig {
         let (chain, key) = issuer.server(name);
         let tls = ServerTlsConfig::new()
             .identity(Identity::from_pem(chain, key))
-            .client_ca_root(Certificate::from_pem(ca.root_pem()))
+            .client_ca_root(Certificate::from_pem(ca.root_pem() + &ca.next_root_pem()))
             .client_auth_optional(true);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -179,7 +179,7 @@ fn node(folder: &Path) -> NodeSettings {
 
 fn settings() -> ControlSettings {
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(400));
-    let lookup = LookupSettings { idle: Duration::from_secs(2), ..LookupSettings::default() };
+    let lookup = LookupSettings { idle: Duration::from_secs(5), ..LookupSettings::default() };
     ControlSettings { stream_backoff: backoff.clone(), sign_backoff: backoff, lookup }
 }
 
@@ -192,6 +192,18 @@ impl Local for Kernel {
 
     fn problems(&self) -> Vec<String> {
         vec!["a problem of the kernel side".to_owned()]
+    }
+
+    fn on_node_network(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn plaintext(&self) -> Value {
+        serde_json::json!({ "peers": [] })
+    }
+
+    fn missing(&self) -> Vec<String> {
+        Vec::new()
     }
 
     fn check(&self) -> Value {
@@ -242,9 +254,13 @@ impl ServerStream {
 
     /// The answer to `version`; reports of certificates may come before it.
     pub(crate) async fn ack(&mut self, version: u64) -> String {
+        self.acknowledged(version).await.error
+    }
+
+    pub(crate) async fn acknowledged(&mut self, version: u64) -> proto::Ack {
         loop {
             match self.next().await {
-                Kind::Ack(ack) if ack.version == version => return ack.error,
+                Kind::Ack(ack) if ack.version == version => return ack,
                 Kind::Ack(_) => {}
                 other => panic!("{other:?} is not Ack"),
             }

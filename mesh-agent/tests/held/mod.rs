@@ -4,16 +4,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_agent::intercept::{Answer, ConnectMode, Held, Missing, NeverHeld, PodEvent, PodListeners};
+use mesh_agent::intercept::{Answer, ConnectChoice, Held, Missing, NeverHeld, PodEvent, PodListeners};
+use mesh_core::model::ConnectMode;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
-use crate::pod_fixture::{Fixture, LIMIT, Node, OUT4, OUT6, POD4, POD6};
+use crate::pod_fixture::{Fixture, LIMIT, Node, OUT4, OUT6, POD4, POD6, accept};
 
 fn honest(tag: &str) -> Option<Fixture> {
     let mut fixture = Fixture::new(tag)?;
-    fixture.connect = ConnectMode::Honest;
+    fixture.connect = ConnectChoice::Node(ConnectMode::Honest);
     Some(fixture)
 }
 
@@ -228,4 +229,23 @@ fn a_pod_of_an_exempt_namespace_passes_before_anything_is_known_of_the_mesh() {
     assert_eq!(node.reason("syn_held"), 0);
     std::fs::remove_dir_all(pod_logs).unwrap();
     node.die();
+}
+
+#[test]
+fn an_agent_that_starts_again_takes_nothing_from_a_pod_when_it_forgets_one_that_is_never_held() {
+    let Some(fixture) = holding("spare", &["kube-system"]) else { return };
+    let pod_logs = &fixture.never_held.pod_logs;
+    std::fs::create_dir_all(pod_logs.join(format!("kube-system_dns_{}-twin", fixture.uid))).unwrap();
+    let (mut pod, _never_held, mut outsider) = (fixture.pod(), fixture.twin(), fixture.outsider());
+    assert_eq!(pod.ask("listen 0.0.0.0:90"), "listening");
+    fixture.publish(true);
+    for _ in 0..2 {
+        let mut node = fixture.node();
+        let (_net, listeners) = node.up();
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(outsider.ask(&format!("connect {POD4}:90")), format!("peer={POD4}:90 local={OUT4}"));
+        accept(&listeners.inbound);
+        node.die();
+    }
+    std::fs::remove_dir_all(pod_logs).unwrap();
 }

@@ -44,6 +44,19 @@ fn a_process_in_another_pods_namespace_does_not_give_the_pod_that_namespace() {
     node.die();
 }
 
+/// Any process of a pod can make a namespace for itself; only the addresses tell which one is the pod's.
+#[test]
+fn a_pod_whose_addresses_nobody_knows_yet_is_given_no_namespace() {
+    let Some(fixture) = Fixture::new("early") else { return };
+    let _stray = fixture.stray();
+    let mut node = fixture.node();
+    fixture.publish_without_addresses();
+    node.refuses("does not know the pod's addresses yet");
+    fixture.publish(true);
+    enrolled_in_its_own(&fixture, &mut node);
+    node.die();
+}
+
 #[test]
 fn a_namespace_is_never_two_pods() {
     let Some(fixture) = Fixture::new("twin") else { return };
@@ -69,5 +82,45 @@ fn a_process_twelve_cgroups_deep_is_still_the_pods() {
     let (stream, peer) = accept(&listeners.outbound);
     assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), Some(dialled));
     assert_eq!(node.reason("connect_redirected"), 1);
+    node.die();
+}
+
+/// As with a runtime that starts no pause process: the namespace is there, with its addresses, before any process.
+#[test]
+fn a_pod_without_a_process_is_found_by_the_runtimes_bind_mount() {
+    let Some(mut fixture) = Fixture::new("bound") else { return };
+    fixture.bind_mounts();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    let (net, listeners) = node.up();
+    let mut client = fixture.pod();
+    let dialled = SocketAddr::new(OUT4, 80);
+    assert_eq!(client.ask(&format!("connect {dialled}")), format!("peer={dialled} local={POD4}"));
+    let (stream, peer) = accept(&listeners.outbound);
+    assert_eq!(net.take_original_destination(stream.local_addr().unwrap(), peer), Some(dialled));
+    node.die();
+}
+
+#[test]
+fn of_two_bind_mounts_with_the_pods_addresses_neither_is_believed() {
+    let Some(mut fixture) = Fixture::new("stale") else { return };
+    fixture.bind_mounts();
+    fixture.outsider_takes_the_address();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    node.refuses("several network namespaces have its addresses");
+    // A process tells which one it is.
+    enrolled_in_its_own(&fixture, &mut node);
+    node.die();
+}
+
+#[test]
+fn a_bind_mount_that_a_process_of_another_pod_is_in_is_not_believed() {
+    let Some(mut fixture) = Fixture::new("claim") else { return };
+    fixture.bind_mounts();
+    let _twin = fixture.twin();
+    let mut node = fixture.node();
+    fixture.publish(true);
+    node.refuses("no process runs in the pod's cgroup");
     node.die();
 }

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mesh_agent::intercept::{
-    Config, ConnectMode, Interceptor, NeverHeld, PodEvent, PodListeners, PodNet, Running,
+    Config, ConnectChoice, Interceptor, NeverHeld, PodEvent, PodListeners, PodNet, Running,
 };
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use mesh_core::model::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
+use mesh_core::model::{ConnectMode, MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
 use mesh_core::snapshot::{Delta, Remove, Snapshot, Upsert};
 use tokio::sync::{mpsc, watch};
 
@@ -37,7 +37,9 @@ pub(crate) struct Fixture {
     pub(crate) pin_dir: PathBuf,
     pub(crate) uid: WorkloadUid,
     /// How the agents are started from now on.
-    pub(crate) connect: ConnectMode,
+    pub(crate) connect: ConnectChoice,
+    /// The same.
+    pub(crate) netns_folders: Vec<PathBuf>,
     /// The same.
     pub(crate) never_held: NeverHeld,
     snapshots: Arc<ArcSwap<Snapshot>>,
@@ -117,7 +119,8 @@ impl Fixture {
             pods_root: cgroup2.join(format!("ferromesh-intercept-{tag}")).join("pods"),
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/ferromesh-intercept-{tag}")),
             uid: WorkloadUid(format!("uid-{tag}").into()),
-            connect: ConnectMode::Eager,
+            connect: ConnectChoice::Node(ConnectMode::Eager),
+            netns_folders: Vec::new(),
             never_held: NeverHeld::default(),
             snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::empty(trust))),
             versions: watch::channel(0).0,
@@ -130,6 +133,24 @@ impl Fixture {
 
     fn names(&self) -> (String, String) {
         (format!("fmi-{}-p", self.tag), format!("fmi-{}-o", self.tag))
+    }
+
+    /// Bind mounts of the pod's namespace and of the outsider's, as a runtime has them, in a folder of this test.
+    pub(crate) fn bind_mounts(&mut self) {
+        let (pod, out) = self.names();
+        for name in [&pod, &out] {
+            let file = self.mounts().join(name);
+            fs::create_dir_all(self.mounts()).unwrap();
+            File::create(&file).unwrap();
+            run("mount", &["--bind", &format!("/run/netns/{name}"), &file.to_string_lossy()]);
+        }
+        // A folder that is not there, and a file that is no namespace, do no harm.
+        File::create(self.mounts().join("none")).unwrap();
+        self.netns_folders = vec![self.mounts(), "/run/there-is-none".into()];
+    }
+
+    fn mounts(&self) -> PathBuf {
+        PathBuf::from(format!("/run/ferromesh-intercept-{}", self.tag))
     }
 
     fn pod_cgroup(&self) -> PathBuf {
@@ -161,6 +182,15 @@ impl Fixture {
     fn clean(&self) {
         Interceptor::uninstall(&self.pin_dir).unwrap();
         let (pod, out) = self.names();
+        for name in [&pod, &out] {
+            let file = self.mounts().join(name);
+            while is_mounted("nsfs", &file.to_string_lossy()) {
+                run("umount", &[&file.to_string_lossy()]);
+            }
+        }
+        if self.mounts().exists() {
+            fs::remove_dir_all(self.mounts()).unwrap();
+        }
         for cgroup in [self.pod_cgroup(), self.twin_cgroup()] {
             let _nobody = fs::write(cgroup.join("cgroup.kill"), "1");
         }
@@ -218,10 +248,18 @@ impl Fixture {
         Process::start(&netns, None)
     }
 
+    /// Gives the outsider the pod's addresses, as a stale namespace of an earlier pod has them, or a pod that lies.
+    pub(crate) fn outsider_takes_the_address(&self) {
+        for address in [format!("{POD4}/32"), format!("{POD6}/128")] {
+            run("ip", &["-n", &self.names().1, "addr", "add", &address, "dev", "lo"]);
+        }
+    }
+
     /// What the agent side is started with.
     pub(crate) fn config(&self) -> Config {
         Config {
             pods_root: self.pods_root.clone(),
+            netns_folders: self.netns_folders.clone(),
             pin_dir: self.pin_dir.clone(),
             node: "node".into(),
             refuse_sockets: true,
@@ -259,31 +297,44 @@ impl Fixture {
 
     /// Publishes a snapshot in which the pod is enrolled or not.
     pub(crate) fn publish(&self, enrolled: bool) {
-        self.publish_as(self.uid.clone(), enrolled);
+        self.publish_as(self.uid.clone(), enrolled, vec![POD4, POD6]);
+    }
+
+    /// As while the kubelet has not reported the pod's addresses.
+    pub(crate) fn publish_without_addresses(&self) {
+        self.publish_as(self.uid.clone(), true, Vec::new());
     }
 
     /// Publishes the second pod, to which the control plane gives the addresses of the first.
     pub(crate) fn publish_twin(&self) {
-        self.publish_as(WorkloadUid(format!("{}-twin", self.uid).into()), true);
+        self.publish_as(WorkloadUid(format!("{}-twin", self.uid).into()), true, vec![POD4, POD6]);
     }
 
-    fn publish_as(&self, uid: WorkloadUid, enrolled: bool) {
+    fn publish_as(&self, uid: WorkloadUid, enrolled: bool, addresses: Vec<IpAddr>) {
         let held = self.snapshots.load_full();
         let workload = Workload {
             uid,
             name: "app".into(),
             identity: SpiffeId::new(held.trust_domain.clone(), "shop", "app").unwrap(),
             node: "node".into(),
-            addresses: vec![POD4, POD6],
+            addresses,
             enrolled,
             owner: Owner { kind: "Pod".into(), name: "app".into() },
             mtls: MtlsModes { default: MtlsMode::Permissive, by_port: Default::default() },
             policies: Vec::new(),
             served: Default::default(),
             agent_lost_after: None,
+            connect: None,
+            probes: Default::default(),
         };
+        self.tell(vec![Upsert::Workload(workload)]);
+    }
+
+    /// Publishes a newer snapshot.
+    pub(crate) fn tell(&self, upserts: Vec<Upsert>) {
+        let held = self.snapshots.load_full();
         let version = held.version + 1;
-        let delta = Delta { version, upserts: vec![Upsert::Workload(workload)], ..Delta::default() };
+        let delta = Delta { version, upserts, ..Delta::default() };
         self.snapshots.store(Arc::new(held.apply(delta)));
         self.versions.send_replace(version);
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -76,6 +76,19 @@ impl Process {
     pub(crate) fn ask(&mut self, order: &str) -> String {
         self.tell(order);
         self.answer()
+    }
+
+    /// Dials until nobody answers there any more. A listener that was closed is open for a moment longer where another test
+    /// starts a process just then: until that has become the program that it is to run, it has the listener too.
+    pub(crate) fn until_refused(&mut self, to: &str) {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let answer = self.ask(&format!("connect {to}"));
+            if answer == "error=ConnectionRefused" {
+                return;
+            }
+            assert!(answer.starts_with("peer=") && Instant::now() < until, "{answer}");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mesh_agent::authorize::{Cut, CutReason};
-use mesh_agent::transport::{End, Refusal, RefusalCode};
+use mesh_agent::transport::{End, Refusal, RefusalCode, Watch};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -239,13 +239,14 @@ fn a_refusal_gives_the_client_back_with_what_it_had_sent() {
             let (mut client, near) = world.client().await;
             client.write_all(b" world").await.unwrap();
             let tunnel = world.dialer.connect(&world.target()).await.unwrap();
-            let relayed = tunnel.relay(near, Bytes::from_static(b"hello"), Cut::pair().1).await;
+            let relayed =
+                tunnel.relay(near, Bytes::from_static(b"hello"), Watch::uncounted(Cut::pair().1)).await;
             let End::Refused { refusal: got, near, replay } = relayed.end else { panic!("{relayed:?}") };
             assert_eq!(got, refusal);
             // The try elsewhere succeeds, and nothing is lost or doubled.
             *world.gate.refuse.borrow_mut() = None;
             let tunnel = world.dialer.connect(&world.target()).await.unwrap();
-            let relay = spawn_local(tunnel.relay(near, replay, Cut::pair().1));
+            let relay = spawn_local(tunnel.relay(near, replay, Watch::uncounted(Cut::pair().1)));
             let mut app = world.app.accept().await.unwrap().0;
             let mut text = [0; 11];
             app.read_exact(&mut text).await.unwrap();
@@ -283,7 +284,7 @@ fn a_cut_at_the_source_resets_both_ends() {
             let (mut client, near) = world.client().await;
             let (handle, cut) = Cut::pair();
             let tunnel = world.dialer.connect(&world.target()).await.unwrap();
-            let relay = spawn_local(tunnel.relay(near, Bytes::new(), cut));
+            let relay = spawn_local(tunnel.relay(near, Bytes::new(), Watch::uncounted(cut)));
             let mut app = world.app.accept().await.unwrap().0;
             assert!(handle.cut(CutReason::Drain));
             expect_reset(&mut client).await;

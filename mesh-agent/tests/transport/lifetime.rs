@@ -89,3 +89,22 @@ fn a_lease_is_not_taken_when_the_servers_certificate_has_ended() {
         assert_eq!(world.connect_error().await.code(), "expired");
     });
 }
+
+#[test]
+fn a_tunnel_carries_no_more_connections_in_the_second_half_of_what_its_certificates_had_left() {
+    run(async {
+        for preference in BOTH {
+            let root = Root::new("one");
+            let until = SystemTime::now() + Duration::from_secs(12);
+            let svid = root.svid(SERVER, &Leaf { until, ..Leaf::of(SERVER) });
+            let world = World::with(preference, root, svid).await;
+            clean(&world).await;
+            clean(&world).await;
+            assert_eq!(world.way.dials.get(), 1, "there is enough left");
+            tokio::time::sleep(Duration::from_millis(6500)).await;
+            // The server would show a newer certificate by now.
+            clean(&world).await;
+            assert_eq!(world.way.dials.get(), 2, "{preference:?}");
+        }
+    });
+}

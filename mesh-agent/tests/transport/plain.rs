@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mesh_agent::authorize::{Cut, CutHandle, CutReason};
-use mesh_agent::transport::{Relayed, plain};
+use mesh_agent::transport::{Relayed, Watch, plain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, spawn_local};
@@ -24,7 +24,7 @@ async fn ends(replay: &'static [u8]) -> Ends {
     let far = TcpStream::connect(address).await.unwrap();
     let app = listener.accept().await.unwrap().0;
     let (cut, waiting) = Cut::pair();
-    let relay = spawn_local(plain::relay(near, far, Bytes::from_static(replay), waiting));
+    let relay = spawn_local(plain::relay(near, far, Bytes::from_static(replay), Watch::uncounted(waiting)));
     Ends { client, app, cut, relay }
 }
 

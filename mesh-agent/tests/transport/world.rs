@@ -15,7 +15,7 @@ use mesh_agent::intercept::PodNet;
 use mesh_agent::sys::face_application;
 use mesh_agent::transport::{
     Acceptor, AcceptorSettings, Admit, Admitted, Connect, Dialer, DialerSettings, Drain, DrainHandle, End,
-    Open, OpenError, Protocol, Refusal, Relayed, ServeError, Target, TransportPreference, Tunnel,
+    Open, OpenError, Protocol, Refusal, Relayed, ServeError, Target, TransportPreference, Tunnel, Watch,
 };
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
@@ -76,7 +76,7 @@ impl Admit for Gate {
         face_application(&app).unwrap();
         let (handle, cut) = Cut::pair();
         self.cuts.borrow_mut().push(handle);
-        Ok(Admitted { app, cut, record: () })
+        Ok(Admitted { app, watch: Watch::uncounted(cut), record: () })
     }
 
     fn unreadable(&self, peer: &SpiffeId, protocol: Protocol, reason: &str) {
@@ -182,7 +182,7 @@ impl World {
 
     pub(crate) async fn begin_on(&self, tunnel: Tunnel<Way>) -> (TcpStream, JoinHandle<Relayed>) {
         let (client, near) = self.client().await;
-        (client, spawn_local(tunnel.relay(near, Bytes::new(), Cut::pair().1)))
+        (client, spawn_local(tunnel.relay(near, Bytes::new(), Watch::uncounted(Cut::pair().1))))
     }
 
     /// As [`World::begin`], with the application's end.
@@ -238,6 +238,8 @@ fn workload(uid: WorkloadUid) -> Workload {
         policies: Vec::new(),
         served: Default::default(),
         agent_lost_after: None,
+        connect: None,
+        probes: Default::default(),
     }
 }
 

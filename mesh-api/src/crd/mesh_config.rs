@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kube::CustomResource;
-use mesh_core::model::MtlsMode;
+use kube::{CustomResource, KubeSchema};
+use mesh_core::model::{ConnectMode, MtlsMode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, PortValue, WorkloadSelector, text};
+use super::{FieldError, ObjectStatus, PortValue, WorkloadSelector, text};
 
 /// How the mesh treats the selected workloads.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,8 +18,15 @@ use super::{FieldError, PortValue, WorkloadSelector, text};
     kind = "MeshConfig",
     plural = "meshconfigs",
     category = "ferromesh",
+    shortname = "fmc",
     namespaced,
+    status = "ObjectStatus",
     derive = "PartialEq",
+    printcolumn = r#"{"name": "mTLS", "type": "string", "jsonPath": ".spec.mtls.mode"}"#,
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].reason"}"#,
+    printcolumn = r#"{"name": "Message", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].message", "priority": 1}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#,
     doc = "How the mesh treats the selected workloads. In the root namespace it speaks for the whole mesh."
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -38,11 +45,33 @@ pub struct MeshConfigSpec {
     /// seconds, minutes or hours (`90s`, `5m`, `1h`), or `never`; absent leaves it to the next wider MeshConfig, and
     /// means never in the end.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12), regex(pattern = r"^(never|0*[1-9][0-9]*[smh])$"))]
     pub agent_lost_after: Option<String>,
+    /// When a pod's `connect()` returns; absent leaves it to the next wider MeshConfig, and to the node's agent in the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<ConnectName>,
+}
+
+/// When a pod's `connect()` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConnectName {
+    /// When the destination was dialled, and with that outcome, where the node's kernel carries it.
+    Honest,
+    /// At once; a failure is a reset.
+    Eager,
+}
+
+impl From<ConnectName> for ConnectMode {
+    fn from(name: ConnectName) -> Self {
+        match name {
+            ConnectName::Honest => Self::Honest,
+            ConnectName::Eager => Self::Eager,
+        }
+    }
 }
 
 /// The mTLS mode, with exceptions by port.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MtlsSpec {
     /// The mode of every port that `ports` does not name.
@@ -50,6 +79,11 @@ pub struct MtlsSpec {
     pub mode: Option<MtlsModeName>,
     /// Exceptions, keyed by the application's port.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 1024))]
+    #[x_kube(validation = (
+        "self.all(port, port.matches('^[1-9][0-9]{0,4}$') && int(port) <= 65535)",
+        "the keys are ports: 1 to 65535"
+    ))]
     pub ports: Option<BTreeMap<String, MtlsModeName>>,
 }
 
@@ -85,6 +119,8 @@ pub struct MeshSettings {
     pub allow_opt_out: Option<bool>,
     /// After how long without an agent pods are let pass; `Some(None)`: never.
     pub agent_lost_after: Option<Option<Duration>>,
+    /// When `connect()` returns.
+    pub connect: Option<ConnectMode>,
 }
 
 impl TryFrom<&MeshConfig> for MeshSettings {
@@ -111,6 +147,7 @@ impl TryFrom<&MeshConfig> for MeshSettings {
                     Some(text::lost_after(text).map_err(|m| FieldError::new("spec.agentLostAfter", m))?)
                 }
             },
+            connect: spec.connect.map(ConnectMode::from),
         })
     }
 }

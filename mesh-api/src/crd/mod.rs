@@ -4,20 +4,27 @@
 //! a schema default: an absent field stays absent, so that what a user applied is what they read back.
 
 mod l7;
+#[expect(unreachable_pub, reason = "kube's derive repeats the struct inside of a function")]
 mod mesh_config;
+#[expect(unreachable_pub, reason = "kube's derive repeats the struct inside of a function")]
 mod policy;
 mod port;
+mod status;
 mod text;
+mod udp;
 
-pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshSettings, MtlsModeName, MtlsSpec};
+pub use mesh_config::{ConnectName, MeshConfig, MeshConfigSpec, MeshSettings, MtlsModeName, MtlsSpec};
 pub use policy::{
-    ActionName, AuthorizationPolicy, AuthorizationPolicySpec, FromSpec, OperationSpec, RuleSpec, SourceSpec,
-    ToSpec, WhenSpec,
+    ActionName, AuthorizationPolicy, AuthorizationPolicySpec, FromSpec, OperationSpec, ProtocolName,
+    RuleSpec, SourceSpec, ToSpec, WhenSpec,
 };
 pub use port::PortValue;
+pub use status::{Condition, ObjectStatus};
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +63,19 @@ impl FieldError {
     fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }
+}
+
+/// The definitions of every custom resource, in the order of their names.
+pub fn definitions() -> Vec<CustomResourceDefinition> {
+    let labels = [("app.kubernetes.io/part-of".to_owned(), "ferromesh".to_owned())];
+    let mut all = vec![AuthorizationPolicy::crd(), MeshConfig::crd()];
+    // What users wrote outlives a chart that is removed.
+    let keep = [("helm.sh/resource-policy".to_owned(), "keep".to_owned())];
+    for definition in &mut all {
+        definition.metadata.labels = Some(BTreeMap::from(labels.clone()));
+        definition.metadata.annotations = Some(BTreeMap::from(keep.clone()));
+    }
+    all
 }
 
 #[cfg(test)]

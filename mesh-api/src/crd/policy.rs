@@ -3,12 +3,12 @@
 //! Fields that only HTTP could answer are understood and not enforced yet; they never make a policy weaker (see [`super::l7`]).
 
 use ipnet::IpNet;
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use mesh_core::model::{self as core, StringMatch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, PortValue, WorkloadSelector, l7, text};
+use super::{FieldError, ObjectStatus, PortValue, WorkloadSelector, l7, text, udp};
 
 /// Who may open connections to the selected workloads. In the root namespace it concerns every namespace.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,8 +20,15 @@ use super::{FieldError, PortValue, WorkloadSelector, l7, text};
     shortname = "fap",
     category = "ferromesh",
     namespaced,
+    status = "ObjectStatus",
     derive = "PartialEq",
-    doc = "Who may open connections to the selected workloads."
+    printcolumn = r#"{"name": "Action", "type": "string", "jsonPath": ".spec.action"}"#,
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"}"#,
+    printcolumn = r#"{"name": "Enforced", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Enforced')].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Enforced')].reason"}"#,
+    printcolumn = r#"{"name": "Message", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Enforced')].message", "priority": 1}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#,
+    doc = "Who may open connections to the selected workloads. In the root namespace it concerns every namespace."
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
@@ -33,6 +40,7 @@ pub struct AuthorizationPolicySpec {
     pub action: Option<ActionName>,
     /// Alternatives; without rules nothing matches, so that ALLOW without rules denies everything.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub rules: Option<Vec<RuleSpec>>,
 }
 
@@ -48,15 +56,27 @@ pub enum ActionName {
     Audit,
 }
 
+/// The transport that an operation speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ProtocolName {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
 /// One rule: some source and some operation must hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleSpec {
     /// Alternatives; absent takes any source.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
     pub from: Option<Vec<FromSpec>>,
     /// Alternatives; absent takes any operation.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
     pub to: Option<Vec<ToSpec>>,
     /// Further conditions, all of them to hold; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,62 +114,101 @@ pub struct WhenSpec {
 }
 
 /// Conditions on where a connection comes from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.principals) || has(self.notPrincipals) || has(self.namespaces) || has(self.notNamespaces) || has(self.ipBlocks) || has(self.notIpBlocks) || has(self.requestPrincipals) || has(self.notRequestPrincipals)", "a source needs a condition; leave `from` out to take any source"))]
 pub struct SourceSpec {
     /// SPIFFE IDs without `spiffe://`: `x`, `x*`, `*x` or `*`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 2048), regex(pattern = r"^(\*|\*?[a-zA-Z0-9._/-]+|[a-zA-Z0-9._/-]+\*)$"))
+    )]
     pub principals: Option<Vec<String>>,
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 2048), regex(pattern = r"^(\*|\*?[a-zA-Z0-9._/-]+|[a-zA-Z0-9._/-]+\*)$"))
+    )]
     pub not_principals: Option<Vec<String>>,
     /// Namespaces of the authenticated identity.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 64), regex(pattern = r"^(\*|\*?[a-z0-9-]+|[a-z0-9-]+\*)$"))
+    )]
     pub namespaces: Option<Vec<String>>,
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 64), regex(pattern = r"^(\*|\*?[a-z0-9-]+|[a-z0-9-]+\*)$"))
+    )]
     pub not_namespaces: Option<Vec<String>>,
     /// Addresses or CIDR blocks of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 49), regex(pattern = r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$"))
+    )]
     pub ip_blocks: Option<Vec<String>>,
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 1024),
+        inner(length(max = 49), regex(pattern = r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$"))
+    )]
     pub not_ip_blocks: Option<Vec<String>>,
     /// `ISSUER/SUBJECT` of a JWT; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub request_principals: Option<Vec<String>>,
     /// None of these; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub not_request_principals: Option<Vec<String>>,
 }
 
 /// Conditions on what is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.ports) || has(self.notPorts) || has(self.hosts) || has(self.notHosts) || has(self.methods) || has(self.notMethods) || has(self.paths) || has(self.notPaths)", "an operation needs a condition; leave `to` out to take any operation"))]
 pub struct OperationSpec {
+    /// The transport of `ports`; absent means TCP. UDP is enforced at the source only, on the ports that are named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<ProtocolName>,
     /// The application's ports.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub ports: Option<Vec<PortValue>>,
     /// None of these.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub not_ports: Option<Vec<PortValue>>,
     /// Hosts of HTTP requests; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub hosts: Option<Vec<String>>,
     /// None of these; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub not_hosts: Option<Vec<String>>,
     /// Methods of HTTP requests; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub methods: Option<Vec<String>>,
     /// None of these; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub not_methods: Option<Vec<String>>,
     /// Paths of HTTP requests; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub paths: Option<Vec<String>>,
     /// None of these; not enforced yet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub not_paths: Option<Vec<String>>,
 }
 
@@ -179,6 +238,7 @@ impl TryFrom<&AuthorizationPolicy> for core::AuthorizationPolicy {
 
 /// A rule as L4 can enforce it; `None` when it could only let in more than was meant.
 fn rule(spec: &RuleSpec, action: core::Action, path: &str) -> Result<Option<core::Rule>, FieldError> {
+    udp::check(spec, action, path)?;
     let from = list(spec.from.as_deref(), &format!("{path}.from"), |f, at| {
         Ok((source(&f.source, &format!("{at}.source"))?, l7::of_source(&f.source).is_empty()))
     })?;
@@ -220,13 +280,18 @@ fn source(spec: &SourceSpec, path: &str) -> Result<core::Source, FieldError> {
 }
 
 fn operation(spec: &OperationSpec, path: &str) -> Result<core::Operation, FieldError> {
-    if *spec == OperationSpec::default() {
+    if *spec == (OperationSpec { protocol: spec.protocol, ..OperationSpec::default() }) {
         return Err(FieldError::new(path, "has no condition; leave `to` out to take any operation"));
     }
     let ports = |values: &Option<Vec<PortValue>>, field: &str| {
         list(values.as_deref(), &format!("{path}.{field}"), |port, _| Ok(port.0))
     };
+    let protocol = match spec.protocol {
+        None | Some(ProtocolName::Tcp) => core::Protocol::Tcp,
+        Some(ProtocolName::Udp) => core::Protocol::Udp,
+    };
     Ok(core::Operation {
+        protocol,
         ports: ports(&spec.ports, "ports")?,
         not_ports: ports(&spec.not_ports, "notPorts")?,
     })

@@ -71,6 +71,12 @@ impl JsonSchema for PortValue {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true })
+        // Of these, the number's bounds concern integers, and the pattern strings.
+        json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "minimum": 1,
+            "maximum": 65535,
+            "pattern": "^0*[1-9][0-9]{0,4}$",
+        })
     }
 }

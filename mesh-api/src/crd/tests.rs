@@ -94,7 +94,7 @@ fn an_http_condition_makes_a_deny_wider_and_never_narrower() {
 fn an_http_condition_makes_an_allow_or_an_audit_narrower_and_never_wider() {
     for action in ["ALLOW", "AUDIT"] {
         let (rules, _) = with_http(action);
-        let only = core::Operation { ports: vec![81], not_ports: vec![] };
+        let only = core::Operation { ports: vec![81], ..core::Operation::default() };
         assert_eq!(rules, [core::Rule { from: vec![], to: vec![only] }], "{action}");
     }
 }
@@ -117,5 +117,47 @@ fn schemas_hold_no_defaults_and_are_structural() {
         let text = serde_json::to_string(&crd).unwrap();
         assert!(!text.contains("\"default\""), "{text}");
         assert!(!text.contains("\"additionalProperties\":false"), "{text}");
+    }
+}
+
+#[test]
+fn a_rule_for_udp_names_its_ports_and_asks_nothing_that_datagrams_cannot_answer() {
+    let udp = |operation: Value, more: Value, action: &str| {
+        let mut rule = json!({ "to": [{ "operation": operation }] });
+        if let (Value::Object(rule), Value::Object(more)) = (&mut rule, more) {
+            rule.extend(more);
+        }
+        policy(json!({ "action": action, "rules": [rule] }))
+    };
+    let named = json!({ "protocol": "UDP", "ports": [5300] });
+    let got = udp(named.clone(), json!({}), "ALLOW").unwrap();
+    assert_eq!(got.rules[0].to[0].protocol, core::Protocol::Udp);
+    assert_eq!(got.udp_ports().collect::<Vec<_>>(), [5300]);
+    let tcp = udp(json!({ "protocol": "TCP", "ports": [5300] }), json!({}), "ALLOW").unwrap();
+    assert_eq!((tcp.rules[0].to[0].protocol, tcp.udp_ports().count()), (core::Protocol::Tcp, 0));
+    let jwt = json!({ "from": [{ "source": { "requestPrincipals": ["*"] } }] });
+    for (operation, more, action, want) in [
+        (json!({ "protocol": "TCP" }), json!({}), "ALLOW", "has no condition"),
+        (json!({ "protocol": "UDP" }), json!({}), "ALLOW", "names its UDP ports"),
+        (json!({ "protocol": "UDP", "notPorts": [1] }), json!({}), "DENY", "names its UDP ports"),
+        (
+            json!({ "protocol": "UDP", "ports": [1], "notPorts": [2] }),
+            json!({}),
+            "DENY",
+            "names its UDP ports",
+        ),
+        (
+            json!({ "protocol": "UDP", "ports": [1], "methods": ["GET"] }),
+            json!({}),
+            "ALLOW",
+            "conditions of HTTP",
+        ),
+        (named.clone(), json!({ "when": [{ "key": "x" }] }), "ALLOW", "UDP cannot answer"),
+        (named.clone(), jwt, "ALLOW", "UDP cannot answer"),
+        (named, json!({}), "AUDIT", "no say in UDP"),
+        (json!({ "protocol": "SCTP", "ports": [1] }), json!({}), "ALLOW", "SCTP"),
+    ] {
+        let error = udp(operation.clone(), more, action).unwrap_err();
+        assert!(error.contains(want), "{operation} {action}: {error}");
     }
 }

@@ -1,7 +1,8 @@
 //! Signing: the root, the intermediate that it signs, and the certificates that the intermediate signs.
 //!
 //! `root.pem` and `root.key` may be replaced while the controller runs: [`Authority::refresh`] then makes a new
-//! intermediate, and does so at half of an intermediate's life in any case.
+//! intermediate, and does so at half of an intermediate's life in any case. Where `issuer.pem` and `issuer.key` are, they
+//! are an intermediate that somebody else made, and renews.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -19,7 +20,8 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::files::{read_private, write_private};
-use super::{CaError, StateDir};
+use super::layout::{ISSUER, ISSUER_KEY, ROOT, ROOT_KEY};
+use super::{CaError, Signing, StateDir};
 
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -40,7 +42,7 @@ pub enum Profile {
 /// A signed certificate.
 #[derive(Clone, Debug)]
 pub struct Signed {
-    /// Leaf first, then the intermediate.
+    /// Leaf first, then the intermediates.
     pub chain: Vec<CertificateDer<'static>>,
     /// End of validity.
     pub not_after: SystemTime,
@@ -55,10 +57,13 @@ pub struct Authority {
 
 struct Issuing {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+    /// What follows a leaf: the intermediate, and what leads from there to the root.
+    chain: Vec<CertificateDer<'static>>,
+    root: CertificateDer<'static>,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
-    root_pem: String,
+    /// The root, and a plugged-in intermediate, as the files had them.
+    files: (Option<String>, Option<String>),
 }
 
 impl std::fmt::Debug for Authority {
@@ -72,19 +77,22 @@ impl Authority {
     pub fn open(state: &StateDir, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         state.claim_trust_domain(trust_domain)?;
         let folder = state.ca()?;
-        if read_private(&folder.join("root.pem"))?.is_none() {
+        if read_private(&folder.join(ROOT))?.is_none() {
             make_root(&folder, trust_domain, now)?;
         }
         let issuing = load(&folder, trust_domain, now)?;
         Ok(Self { folder, trust_domain: trust_domain.clone(), issuing: RwLock::new(issuing) })
     }
 
-    /// Takes a replaced root or a due renewal of the intermediate up. `true` when the intermediate is a new one.
+    /// Takes a replaced root or intermediate, or a due renewal of the intermediate up. `true` when the intermediate is a
+    /// new one.
     pub fn refresh(&self, now: SystemTime) -> Result<bool, CaError> {
-        let root = read_private(&self.folder.join("root.pem"))?;
+        let files = files(&self.folder)?;
         {
             let held = self.issuing.read();
-            if root.as_deref() == Some(&*held.root_pem) && !is_due(held.not_before, held.not_after, now) {
+            // Whoever made a plugged-in intermediate renews it.
+            let due = files.1.is_none() && is_due(held.not_before, held.not_after, now);
+            if files == held.files && !due {
                 return Ok(false);
             }
         }
@@ -122,9 +130,26 @@ impl Authority {
         params.serial_number = Some(serial()?);
         params.not_before = OffsetDateTime::from(now - BACKDATE);
         params.not_after = OffsetDateTime::from(now + ttl).min(issuing.not_after);
+        if params.not_after <= OffsetDateTime::from(now) {
+            return Err(CaError::Ended(issuing.not_after.to_string()));
+        }
         let not_after = SystemTime::from(params.not_after);
         let leaf = params.signed_by(key, &issuing.issuer)?;
-        Ok(Signed { chain: vec![leaf.der().clone(), issuing.certificate.clone()], not_after })
+        let chain = [leaf.der().clone()].into_iter().chain(issuing.chain.iter().cloned()).collect();
+        Ok(Signed { chain, not_after })
+    }
+
+    /// The certificate that everybody who asks gets signed under: the root, whose intermediates each replica makes for
+    /// itself, or a plugged-in intermediate.
+    pub fn signs_under(&self) -> CertificateDer<'static> {
+        let issuing = self.issuing.read();
+        let plugged = issuing.files.1.as_ref().and(issuing.chain.first());
+        plugged.unwrap_or(&issuing.root).clone()
+    }
+
+    /// When the intermediate ends.
+    pub fn ends(&self) -> SystemTime {
+        self.issuing.read().not_after.into()
     }
 
     /// The trust domain of every name that is signed.
@@ -182,20 +207,38 @@ fn ca_params(
 
 fn make_root(folder: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), CaError> {
     // The key first: where a start was cut short there is a key without a certificate, and the key is used again.
-    let path = folder.join("root.key");
+    let path = folder.join(ROOT_KEY);
     if read_private(&path)?.is_none() {
         let fresh = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         write_private(&path, fresh.serialize_pem().as_bytes())?;
     }
-    let params = ca_params(&format!("root {trust_domain}"), 1, ROOT_LIFE, now)?;
-    let certificate = params.self_signed(&key(folder, "root.key")?)?;
-    write_private(&folder.join("root.pem"), certificate.pem().as_bytes())
+    let made = self_signed(key(folder, ROOT_KEY)?, trust_domain, now)?;
+    write_private(&folder.join(ROOT), made.certificate.as_bytes())
+}
+
+/// A root that nobody trusts yet.
+pub fn another_root(trust_domain: &TrustDomain, now: SystemTime) -> Result<Signing, CaError> {
+    self_signed(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?, trust_domain, now)
+}
+
+fn self_signed(key: KeyPair, trust_domain: &TrustDomain, now: SystemTime) -> Result<Signing, CaError> {
+    let certificate = ca_params(&format!("root {trust_domain}"), 1, ROOT_LIFE, now)?.self_signed(&key)?.pem();
+    Ok(Signing { certificate, key: key.serialize_pem(), root: None })
+}
+
+/// The root, and the chain of a plugged-in intermediate, as the files have them.
+fn files(folder: &Path) -> Result<(Option<String>, Option<String>), CaError> {
+    Ok((read_private(&folder.join(ROOT))?, read_private(&folder.join(ISSUER))?))
 }
 
 fn load(folder: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Issuing, CaError> {
-    let (root_pem, root_der) = certificate(folder, "root.pem")?;
-    let root_key = key(folder, "root.key")?;
-    if let Some(held) = load_intermediate(folder, &root_pem, &root_der, now)? {
+    let files = files(folder)?;
+    if let Some(chain) = &files.1 {
+        return load_plugged(folder, chain, &files);
+    }
+    let (_, root_der) = certificate(folder, ROOT)?;
+    let root_key = key(folder, ROOT_KEY)?;
+    if let Some(held) = load_intermediate(folder, &files, &root_der, now)? {
         return Ok(held);
     }
     let root = Issuer::from_ca_cert_der(&root_der, root_key)?;
@@ -210,14 +253,40 @@ fn load(folder: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Is
     let (not_before, not_after) = (params.not_before, params.not_after);
     let certificate = signed.der().clone();
     let issuer = Issuer::from_ca_cert_der(&certificate, intermediate_key)?;
-    Ok(Issuing { issuer, certificate, not_before, not_after, root_pem })
+    Ok(Issuing { issuer, chain: vec![certificate], root: root_der, not_before, not_after, files })
+}
+
+/// The intermediate that was plugged in; it was checked before it was written here.
+fn load_plugged(
+    folder: &Path,
+    chain: &str,
+    files: &(Option<String>, Option<String>),
+) -> Result<Issuing, CaError> {
+    let path = folder.join(ISSUER);
+    let content = |message: String| CaError::Content { path: path.clone(), message };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| content(e.to_string()))?;
+    let first = chain.first().ok_or_else(|| content("holds no certificate".into()))?;
+    let key = key(folder, ISSUER_KEY)?;
+    if parse(folder, first)?.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+        return Err(content(format!("{ISSUER_KEY} is not its key")));
+    }
+    let issuer = Issuer::from_ca_cert_der(first, key)?;
+    let root = certificate(folder, ROOT)?.1;
+    // Nothing that it signs outlives any of those above it.
+    let ends = chain.iter().chain([&root]).map(|der| Ok(validity(folder, der)?.1));
+    let not_after = ends.collect::<Result<Vec<_>, CaError>>()?.into_iter().min();
+    let not_after = not_after.ok_or_else(|| content("holds no certificate".into()))?;
+    let not_before = validity(folder, first)?.0;
+    Ok(Issuing { issuer, chain, root, not_before, not_after, files: files.clone() })
 }
 
 /// The intermediate on disk, if this root signed it, its key fits and it is not due for renewal.
 fn load_intermediate(
     folder: &Path,
-    root_pem: &str,
-    root_der: &CertificateDer<'_>,
+    files: &(Option<String>, Option<String>),
+    root_der: &CertificateDer<'static>,
     now: SystemTime,
 ) -> Result<Option<Issuing>, CaError> {
     if read_private(&folder.join("intermediate.pem"))?.is_none() {
@@ -235,7 +304,8 @@ fn load_intermediate(
         return Ok(None);
     }
     let issuer = Issuer::from_ca_cert_der(&der, key)?;
-    Ok(Some(Issuing { issuer, certificate: der, not_before, not_after, root_pem: root_pem.into() }))
+    let (root, files) = (root_der.clone(), files.clone());
+    Ok(Some(Issuing { issuer, chain: vec![der], root, not_before, not_after, files }))
 }
 
 fn certificate(folder: &Path, name: &str) -> Result<(String, CertificateDer<'static>), CaError> {
@@ -250,7 +320,7 @@ fn key(folder: &Path, name: &str) -> Result<KeyPair, CaError> {
     let path = folder.join(name);
     let content = |message: String| CaError::Content { path: path.clone(), message };
     let text = read_private(&path)?.ok_or_else(|| content("is missing".into()))?;
-    KeyPair::from_pem(&text).map_err(|e| content(e.to_string()))
+    super::plugged::key_pair(&text).map_err(content)
 }
 
 fn parse<'a>(folder: &Path, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CaError> {

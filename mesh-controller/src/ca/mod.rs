@@ -1,16 +1,25 @@
 //! The certificate authority: public keys of proven callers in, short-lived certificates out.
 //!
-//! A root in the state folder signs an intermediate, the intermediate signs everything else. Nothing but the public key
-//! is taken from a request: names, usages and lifetimes are decided here.
+//! A root in the state folder signs an intermediate, the intermediate signs everything else; the intermediate may also be
+//! one that somebody else made. Nothing but the public key is taken from a request: names, usages and lifetimes are decided
+//! here. How one root follows another is in `stages.rs`.
 
 mod files;
 mod issuing;
+pub(crate) mod layout;
+mod plugged;
+pub(crate) mod published;
+pub(crate) mod shared;
+mod stages;
 mod tokens;
 mod trust;
 
 pub use files::StateDir;
 pub(crate) use files::{read_private, write_private};
-pub use issuing::{Authority, Profile, Signed, request_key};
+pub use issuing::{Authority, Profile, Signed, another_root, request_key};
+pub use plugged::{IssuerFolder, Look};
+pub use shared::{SharedRootError, share_root};
+pub use stages::{Change, Material, Next, Old, Signing, Stages, Waits};
 pub use tokens::{TokenError, TokenStore};
 pub use trust::{Roots, TrustFiles};
 
@@ -79,6 +88,17 @@ pub enum CaError {
     /// The request is not a certificate request of the right form.
     #[error("certificate request refused: {0}")]
     Request(String),
+    /// What signs has ended.
+    #[error("the intermediate ended at {0}; renew it where it was made")]
+    Ended(String),
+    /// A plugged-in intermediate cannot be used, and there is nothing else to sign with.
+    #[error("the intermediate in {folder}: {problem}")]
+    Plugged {
+        /// The folder of `--issuer-dir`.
+        folder: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Signing failed.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),

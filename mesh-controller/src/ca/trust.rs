@@ -50,14 +50,14 @@ impl TrustFiles {
         let signing = self.folder.join("root.pem");
         for path in self.listed(&mut statuses) {
             let read = read(&path).map_err(|message| {
-                let origin = Origin(format!("{}:1", path.display()).into());
+                let origin = Origin::Place(format!("{}:1", path.display()).into());
                 statuses.push(Status::refused(&origin, "Malformed", format!("trust bundle: {message}")));
             });
             let held = || self.held.get(&path).cloned().unwrap_or_default();
             next.insert(path.clone(), read.unwrap_or_else(|()| held()));
         }
         if let (false, Some(held)) = (next.contains_key(&signing), self.held.get(&signing)) {
-            let origin = Origin(signing.display().to_string().into());
+            let origin = Origin::Place(signing.display().to_string().into());
             statuses.push(Status::refused(&origin, "Missing", "the signing root is gone; it stays trusted"));
             next.insert(signing, held.clone());
         }
@@ -80,7 +80,7 @@ impl TrustFiles {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => {
-                    let origin = Origin(folder.display().to_string().into());
+                    let origin = Origin::Place(folder.display().to_string().into());
                     statuses.push(Status::refused(&origin, "Unreadable", format!("trust bundle: {error}")));
                     paths.extend(self.held.keys().filter(|p| p.parent() == Some(folder)).cloned());
                     continue;

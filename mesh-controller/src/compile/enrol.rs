@@ -51,6 +51,8 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
         // Known when the services are compiled.
         served: BTreeMap::new(),
         agent_lost_after: modes::agent_lost_after(&reach),
+        connect: modes::connect(&reach),
+        probes: pod.probes.clone(),
     })
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use mesh_core::model::{MtlsMode, MtlsModes};
+use mesh_core::model::{ConnectMode, MtlsMode, MtlsModes};
 
 use super::ROOT_NAMESPACE;
 use crate::index::{Index, Labels, selects};
@@ -82,6 +82,15 @@ pub(super) fn agent_lost_after(configs: &[Reach<'_>]) -> Option<Duration> {
         Some((config.rank, after.unwrap_or(Duration::MAX)))
     });
     said.max().map(|(_, after)| after).filter(|after| *after != Duration::MAX)
+}
+
+/// When `connect()` returns, by the most specific MeshConfig that speaks of it; a tie means honest, which hides nothing.
+pub(super) fn connect(configs: &[Reach<'_>]) -> Option<ConnectMode> {
+    let said = configs.iter().filter_map(|config| {
+        let mode = config.settings?.connect?;
+        Some((config.rank, mode == ConnectMode::Honest))
+    });
+    said.max().map(|(_, honest)| if honest { ConnectMode::Honest } else { ConnectMode::Eager })
 }
 
 /// Says which MeshConfigs select nothing, and which count as STRICT because nobody knows what they say.

@@ -53,6 +53,10 @@ pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>,
         }
         let subject = format!("AuthorizationPolicy {name}");
         statuses.push(selected.status(&subject, &info.origin));
+        if info.policy.udp_ports().next().is_some() {
+            let message = format!("{subject}: UDP rules are enforced at the source only");
+            statuses.push(Status::noted(&info.origin, "UdpAtSourceOnly", message));
+        }
         if !info.unenforced.is_empty() {
             let effect = match info.policy.action {
                 Action::Deny => "they are left out, so that more is denied than was asked for",

@@ -1,13 +1,16 @@
 //! Services with their endpoints, as kube-proxy would serve them.
 //!
 //! Endpoints come from EndpointSlices. Where nobody makes those (the `dir` source) a Service that has a selector and no
-//! slice takes them from the pods that the selector matches, ready by their Ready condition.
+//! slice takes them from the pods that the selector matches, ready by their Ready condition. Those of TCP are what agents are
+//! sent; those of UDP say who is behind an address that UDP rules speak of.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::model::{Endpoint, EndpointHealth, Service, ServiceName, ServicePort, Workload, WorkloadUid};
+use mesh_core::model::{
+    Endpoint, EndpointHealth, Protocol, Service, ServiceName, ServicePort, Workload, WorkloadUid,
+};
 
 use super::addresses::{Owners, service_name};
 use crate::index::{
@@ -15,8 +18,9 @@ use crate::index::{
 };
 use crate::object::Name;
 
-/// Compiles every Service of `index`.
+/// Compiles every Service of `index`, with its ports of `protocol`.
 pub(super) fn compile(
+    protocol: Protocol,
     index: &Index,
     owners: &Owners,
     workloads: &BTreeMap<WorkloadUid, Workload>,
@@ -31,7 +35,7 @@ pub(super) fn compile(
     for pod in index.pods.values().filter(|p| p.phase == PodPhase::Live) {
         pods.entry(&pod.name.namespace).or_default().push(pod);
     }
-    let builder = Builder { index, owners, workloads };
+    let builder = Builder { index, owners, workloads, protocol };
     let compiled = index.services.iter().map(|(name, info)| {
         let endpoints = match (slices.get(name), &info.selector) {
             (None, Some(selector)) if index.derives_endpoints => {
@@ -42,14 +46,9 @@ pub(super) fn compile(
             (slices, _) => builder.union_of(info, slices.map(Vec::as_slice).unwrap_or_default()),
         };
         let name = service_name(name);
-        (name.clone(), service(name, info, owners.of_service(info), endpoints))
+        (name.clone(), builder.service(name, info, endpoints))
     });
     compiled.collect()
-}
-
-fn service(name: ServiceName, info: &ServiceInfo, vips: Vec<IpAddr>, endpoints: Vec<Endpoint>) -> Service {
-    let ports = info.ports.iter().map(|p| ServicePort { name: p.name.clone(), port: p.port });
-    Service { name, vips, ports: ports.collect(), endpoints, scope: info.scope, affinity: info.affinity }
 }
 
 /// Tells each workload which service it is an endpoint of, port by port, where that is one service only.
@@ -80,18 +79,48 @@ struct Builder<'a> {
     index: &'a Index,
     owners: &'a Owners,
     workloads: &'a BTreeMap<WorkloadUid, Workload>,
+    protocol: Protocol,
 }
 
 impl Builder<'_> {
+    fn service(&self, name: ServiceName, info: &ServiceInfo, endpoints: Vec<Endpoint>) -> Service {
+        let ports =
+            self.ports_of(info).iter().map(|p| ServicePort { name: p.name.clone(), port: p.port }).collect();
+        let (vips, scope, affinity) = (self.owners.of_service(info), info.scope, info.affinity);
+        Service { name, vips, ports, endpoints, scope, affinity }
+    }
+
+    fn ports_of<'i>(&self, info: &'i ServiceInfo) -> &'i [PortInfo] {
+        match self.protocol {
+            Protocol::Tcp => &info.ports,
+            Protocol::Udp => &info.udp_ports,
+        }
+    }
+
+    fn target_port(&self, port: &PortInfo, pod: &PodInfo) -> Option<u16> {
+        let named = match self.protocol {
+            Protocol::Tcp => &pod.ports,
+            Protocol::Udp => &pod.udp_ports,
+        };
+        match &port.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Named(name) => named.iter().find(|(n, _)| n == name).map(|(_, number)| *number),
+        }
+    }
+
     /// The union of the slices. An address that several slices name is one endpoint with the ports of all.
     fn union_of(&self, info: &ServiceInfo, slices: &[&SliceInfo]) -> Vec<Endpoint> {
         let mut endpoints: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
         for slice in slices {
-            let ports: Vec<(u16, u16)> = info
-                .ports
+            let listed = match self.protocol {
+                Protocol::Tcp => &slice.ports,
+                Protocol::Udp => &slice.udp_ports,
+            };
+            let ports: Vec<(u16, u16)> = self
+                .ports_of(info)
                 .iter()
                 .filter_map(|port| {
-                    let (_, number) = slice.ports.iter().find(|(name, _)| *name == port.name)?;
+                    let (_, number) = listed.iter().find(|(name, _)| *name == port.name)?;
                     Some((port.port, number.unwrap_or(port.port)))
                 })
                 .collect();
@@ -140,7 +169,8 @@ impl Builder<'_> {
             (true, true) => EndpointHealth::ServingTerminating,
             (false, _) => EndpointHealth::NotReady,
         };
-        let ports: Vec<_> = info.ports.iter().filter_map(|p| Some((p.port, target_port(p, pod)?))).collect();
+        let ports: Vec<_> =
+            self.ports_of(info).iter().filter_map(|p| Some((p.port, self.target_port(p, pod)?))).collect();
         let workload = (!pod.host_network).then(|| pod.uid.clone());
         let addresses = if pod.host_network { pod.addresses.clone() } else { self.owners.of_pod(pod) };
         let endpoint = |address| Endpoint {
@@ -151,13 +181,6 @@ impl Builder<'_> {
             ports: ports.clone(),
         };
         addresses.into_iter().map(endpoint).collect()
-    }
-}
-
-fn target_port(port: &PortInfo, pod: &PodInfo) -> Option<u16> {
-    match &port.target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Named(name) => pod.ports.iter().find(|(n, _)| n == name).map(|(_, number)| *number),
     }
 }
 

@@ -4,6 +4,7 @@
 //! that never had one is remembered as undecodable, because it may have said STRICT.
 
 mod pod;
+mod probes;
 mod service;
 mod slice;
 
@@ -14,9 +15,10 @@ pub use slice::{SliceEndpoint, SliceInfo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use mesh_api::crd::{self, MeshSettings, WorkloadSelector};
 use mesh_core::model as core;
+use serde_json::Value;
 
 use crate::object::{Kind, Name, Object, ObjectRef, Origin, Status};
 use crate::watch::{Batch, Change};
@@ -34,6 +36,8 @@ pub struct Index {
     pub derives_endpoints: bool,
     /// Namespaces.
     pub namespaces: BTreeMap<Arc<str>, NamespaceInfo>,
+    /// The nodes, with the keys of their taints.
+    pub nodes: BTreeMap<Arc<str>, Vec<String>>,
     /// Service accounts.
     pub service_accounts: BTreeSet<Name>,
     /// Pods.
@@ -46,6 +50,8 @@ pub struct Index {
     pub policies: BTreeMap<Name, PolicyInfo>,
     /// Configurations.
     pub configs: BTreeMap<Name, ConfigInfo>,
+    /// Routes of the Gateway API, kept as they are written: nothing serves them yet.
+    pub routes: BTreeMap<ObjectRef, Value>,
     problems: BTreeMap<ObjectRef, Vec<Status>>,
     source: Vec<Status>,
 }
@@ -127,6 +133,7 @@ impl Index {
                 let info = namespace(object, origin, &mut problems);
                 self.namespaces.insert(Arc::clone(&name.name), info);
             }
+            Object::Node(object) => drop(self.nodes.insert(name.name, taints(object))),
             Object::ServiceAccount(_) => drop(self.service_accounts.insert(name)),
             Object::Pod(object) => match PodInfo::read(&name, object, origin, &mut problems) {
                 Some(info) => drop(self.pods.insert(name, info)),
@@ -153,6 +160,7 @@ impl Index {
                 }
             },
             Object::MeshConfig(object) => self.apply_config(name, object, &mut problems),
+            Object::Route(object) => drop(self.routes.insert(key.clone(), (**object).clone())),
         }
         let found = problems.found;
         if found.is_empty() {
@@ -203,14 +211,23 @@ impl Index {
         let name = &key.name;
         match key.kind {
             Kind::Namespace => drop(self.namespaces.remove(&name.name)),
+            Kind::Node => drop(self.nodes.remove(&name.name)),
             Kind::ServiceAccount => drop(self.service_accounts.remove(name)),
             Kind::Pod => drop(self.pods.remove(name)),
             Kind::Service => drop(self.services.remove(name)),
             Kind::EndpointSlice => drop(self.slices.remove(name)),
             Kind::AuthorizationPolicy => drop(self.policies.remove(name)),
             Kind::MeshConfig => drop(self.configs.remove(name)),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+                drop(self.routes.remove(key));
+            }
         }
     }
+}
+
+fn taints(object: &Node) -> Vec<String> {
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.into_iter().flatten().map(|taint| taint.key.clone()).collect()
 }
 
 fn namespace(object: &Namespace, origin: &Origin, problems: &mut Problems<'_>) -> NamespaceInfo {
@@ -225,6 +242,14 @@ fn namespace(object: &Namespace, origin: &Origin, problems: &mut Problems<'_>) -
         }
     };
     NamespaceInfo { enrolled, origin: origin.clone() }
+}
+
+/// Whether a port that an object gives with this protocol (absent means TCP) is one of `protocol`.
+fn is_of(given: Option<&str>, protocol: core::Protocol) -> bool {
+    match protocol {
+        core::Protocol::Tcp => matches!(given, None | Some("" | "TCP")),
+        core::Protocol::Udp => given == Some("UDP"),
+    }
 }
 
 /// Whether `labels` has everything that `selector` asks for.

@@ -1,13 +1,14 @@
 //! A pod: what the mesh needs of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mesh_core::model::{Owner, WorkloadUid};
+use mesh_core::model::{Owner, Protocol, WorkloadUid};
 
-use super::{ENROLLED_LABEL, Labels, Problems};
+use super::{ENROLLED_LABEL, Labels, Problems, is_of, probes};
 use crate::object::{Name, Origin};
 
 /// The label that a Deployment puts on its ReplicaSets and their pods.
@@ -51,6 +52,10 @@ pub struct PodInfo {
     pub terminating: bool,
     /// Named TCP ports of its containers.
     pub ports: Vec<(String, u16)>,
+    /// The same of UDP.
+    pub udp_ports: Vec<(String, u16)>,
+    /// TCP ports that its kubelet asks: those of probes and lifecycle hooks.
+    pub probes: BTreeSet<u16>,
     /// When it was made, in seconds since the epoch.
     pub created: Option<i64>,
     /// Whether its label asks to stay out of the mesh.
@@ -86,7 +91,9 @@ impl PodInfo {
             phase,
             ready: ready(status),
             terminating: pod.metadata.deletion_timestamp.is_some(),
-            ports: named_ports(spec),
+            ports: named_ports(spec, Protocol::Tcp),
+            udp_ports: named_ports(spec, Protocol::Udp),
+            probes: probes::ports(spec),
             created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         })
     }
@@ -147,8 +154,8 @@ fn ready(status: &PodStatus) -> bool {
     condition.map_or(status.phase.as_deref() == Some("Running"), |c| c.status == "True")
 }
 
-fn named_ports(spec: &PodSpec) -> Vec<(String, u16)> {
+fn named_ports(spec: &PodSpec, protocol: Protocol) -> Vec<(String, u16)> {
     let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
-    let tcp = ports.filter(|p| matches!(p.protocol.as_deref(), None | Some("" | "TCP")));
-    tcp.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?))).collect()
+    let ports = ports.filter(|p| is_of(p.protocol.as_deref(), protocol));
+    ports.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?))).collect()
 }

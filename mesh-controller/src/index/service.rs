@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use mesh_core::model::{Affinity, TrafficScope};
+use mesh_core::model::{Affinity, Protocol, TrafficScope};
 
-use super::{Labels, Problems};
+use super::{Labels, Problems, is_of};
 use crate::object::{Name, Origin};
 
 /// Kubernetes' own default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -23,7 +23,7 @@ pub enum TargetPort {
     Named(String),
 }
 
-/// A TCP port of a Service.
+/// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
     /// Its name; empty for the only port.
@@ -47,6 +47,8 @@ pub struct ServiceInfo {
     pub external_ips: Vec<IpAddr>,
     /// TCP ports.
     pub ports: Vec<PortInfo>,
+    /// UDP ports: for the rules that speak of them.
+    pub udp_ports: Vec<PortInfo>,
     /// Its selector, if it has one.
     pub selector: Option<Labels>,
     /// `publishNotReadyAddresses`.
@@ -87,7 +89,8 @@ impl ServiceInfo {
             origin: origin.clone(),
             cluster_ips,
             external_ips,
-            ports: ports(spec, problems),
+            ports: ports(spec, Protocol::Tcp, problems),
+            udp_ports: ports(spec, Protocol::Udp, problems),
             selector: spec.selector.clone().filter(|labels| !labels.is_empty() && !external_name),
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
             scope: scope(spec, problems),
@@ -115,10 +118,10 @@ fn parse_addresses<'a>(
     addresses
 }
 
-fn ports(spec: &ServiceSpec, problems: &mut Problems<'_>) -> Vec<PortInfo> {
+fn ports(spec: &ServiceSpec, protocol: Protocol, problems: &mut Problems<'_>) -> Vec<PortInfo> {
     let mut ports: Vec<PortInfo> = Vec::new();
     for port in spec.ports.iter().flatten() {
-        if !matches!(port.protocol.as_deref(), None | Some("" | "TCP")) {
+        if !is_of(port.protocol.as_deref(), protocol) {
             continue;
         }
         match port_info(port) {

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
-use mesh_core::model::{EndpointHealth, WorkloadUid};
+use mesh_core::model::{EndpointHealth, Protocol, WorkloadUid};
 
-use super::Problems;
+use super::{Problems, is_of};
 use crate::object::{Name, Origin};
 
 /// The label that says which Service a slice belongs to.
@@ -34,6 +34,8 @@ pub struct SliceInfo {
     pub service: Option<Name>,
     /// TCP ports by name. Without a number, the service's own port.
     pub ports: Vec<(Arc<str>, Option<u16>)>,
+    /// The same of UDP.
+    pub udp_ports: Vec<(Arc<str>, Option<u16>)>,
     /// The endpoints.
     pub endpoints: Vec<SliceEndpoint>,
 }
@@ -58,14 +60,24 @@ impl SliceInfo {
         }
         let listed: &[Endpoint] = if by_address { &slice.endpoints } else { &[] };
         let endpoints = listed.iter().flat_map(|e| read_endpoint(&name.namespace, e, problems)).collect();
-        Self { origin: origin.clone(), service, ports: ports(slice, problems), endpoints }
+        Self {
+            origin: origin.clone(),
+            service,
+            ports: ports(slice, Protocol::Tcp, problems),
+            udp_ports: ports(slice, Protocol::Udp, problems),
+            endpoints,
+        }
     }
 }
 
-fn ports(slice: &EndpointSlice, problems: &mut Problems<'_>) -> Vec<(Arc<str>, Option<u16>)> {
+fn ports(
+    slice: &EndpointSlice,
+    protocol: Protocol,
+    problems: &mut Problems<'_>,
+) -> Vec<(Arc<str>, Option<u16>)> {
     let mut ports = Vec::new();
     for port in slice.ports.iter().flatten() {
-        if !matches!(port.protocol.as_deref(), None | Some("" | "TCP")) {
+        if !is_of(port.protocol.as_deref(), protocol) {
             continue;
         }
         let name: Arc<str> = port.name.as_deref().unwrap_or_default().into();

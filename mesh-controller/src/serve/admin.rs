@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use mesh_api::proto::admin_server::Admin;
 use mesh_api::proto::{
-    CreateJoinTokenRequest, CreateJoinTokenResponse, ObjectStatus, StatusRequest, StatusResponse,
+    AuthorityStatus, CreateJoinTokenRequest, CreateJoinTokenResponse, ObjectStatus, RotateRootRequest,
+    StatusRequest, StatusResponse,
 };
 use mesh_core::identity::TrustDomain;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use super::{Agents, Callers, CompiledFeed, TlsState};
@@ -17,6 +18,18 @@ use crate::metrics::Metrics;
 
 /// How long a token lives when the operator does not say.
 const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(600);
+
+/// Where the outcome of a rotation is awaited.
+pub type RotateRequest = oneshot::Sender<Result<AuthorityStatus, Status>>;
+
+/// What operators see and ask of the authority.
+#[derive(Clone, Debug)]
+pub struct AuthorityHandle {
+    /// What is told of it.
+    pub told: watch::Receiver<Arc<AuthorityStatus>>,
+    /// Asks for another root.
+    pub requests: mpsc::Sender<RotateRequest>,
+}
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -27,6 +40,7 @@ pub(super) struct AdminService {
     pub(super) compiled: CompiledFeed,
     pub(super) tls: watch::Receiver<Arc<TlsState>>,
     pub(super) agents: Arc<Agents>,
+    pub(super) authority: AuthorityHandle,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -49,7 +63,22 @@ impl Admin for AdminService {
             trust_domain: self.trust_domain.to_string(),
             agents: self.agents.statuses(),
             objects: objects.map(object).collect(),
+            authority: Some(self.authority.told.borrow().as_ref().clone()),
         }))
+    }
+
+    async fn rotate_root(
+        &self,
+        request: Request<RotateRootRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        let rejected = |status| self.metrics.rejected("RotateRoot", status);
+        self.callers.admin(&request).map_err(rejected)?;
+        tracing::info!(target: "audit", "an operator asks for another root");
+        let (answer, answered) = oneshot::channel();
+        let stopping = || Status::unavailable("the controller is stopping");
+        self.authority.requests.send(answer).await.map_err(|_| rejected(stopping()))?;
+        let status = answered.await.map_err(|_| rejected(stopping()))?;
+        status.map(Response::new).map_err(rejected)
     }
 
     async fn create_join_token(

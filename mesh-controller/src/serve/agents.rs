@@ -1,4 +1,4 @@
-//! What is known of the agents: connected or not, what they were sent, what they acknowledged, what they hold.
+//! What is known of the agents: connected or not, what they were sent, what they acknowledged, what they hold and trust.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ struct Known {
     acknowledged: u64,
     last_error: String,
     certificates: Vec<proto::CertificateInfo>,
+    /// Which roots it trusts.
+    roots_id: Vec<u8>,
 }
 
 /// One open stream of an agent; it is closed when this is dropped.
@@ -46,8 +48,22 @@ impl Agents {
         agent.version = clip(&hello.agent_version);
         (agent.sent, agent.acknowledged) = (0, 0);
         agent.last_error.clear();
+        agent.roots_id.clear();
         agent.certificates = clip_certificates(&hello.certificates);
         Session { agents: Arc::clone(self), node: Arc::clone(node), number: agent.newest }
+    }
+
+    /// How many are connected and trust the roots of `roots_id`.
+    pub fn trusting(&self, roots_id: &[u8]) -> usize {
+        let known = self.known.lock();
+        known.values().filter(|agent| agent.streams > 0 && agent.roots_id == roots_id).count()
+    }
+
+    /// The nodes whose agents do not trust them, as far as is known: those that are connected, or `away` too.
+    pub fn behind(&self, roots_id: &[u8], away: bool) -> Vec<String> {
+        let known = self.known.lock();
+        let behind = |agent: &Known| agent.roots_id != roots_id && (agent.streams > 0 || away);
+        known.iter().filter(|(_, agent)| behind(agent)).map(|(node, _)| node.to_string()).collect()
     }
 
     /// The state of each agent.
@@ -79,6 +95,7 @@ impl Session {
                 agent.acknowledged = ack.version;
             }
             agent.last_error = clip(&ack.error);
+            agent.roots_id.clone_from(&ack.bundle_id);
             agent.certificates = clip_certificates(&ack.certificates);
         });
     }

@@ -1,7 +1,7 @@
 //! The certificate authority's calls. Each decision is one line in the log, target `audit`.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_api::proto::certificate_authority_server::CertificateAuthority;
 use mesh_api::proto::{JoinRequest, RenewNodeRequest, SignWorkloadRequest, SignedCertificate};
@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::discovery::bundle;
-use super::{Callers, CompiledFeed, TlsState};
+use super::limit::SignLimit;
+use super::{Callers, CompiledFeed, ReviewError, Reviewer, TlsState};
 use crate::ca::{
     Authority, CaError, Profile, TokenError, TokenStore, admin_id, is_node_name, node_id, request_key,
 };
@@ -21,6 +22,9 @@ use crate::metrics::Metrics;
 pub(super) struct CertificateService {
     pub(super) authority: Arc<Authority>,
     pub(super) tokens: TokenStore,
+    /// Knows service accounts' tokens, in a cluster.
+    pub(super) reviewer: Option<Reviewer>,
+    pub(super) limit: SignLimit,
     pub(super) callers: Callers,
     pub(super) compiled: CompiledFeed,
     pub(super) tls: watch::Receiver<Arc<TlsState>>,
@@ -37,14 +41,19 @@ impl CertificateAuthority for CertificateService {
         let from = request.remote_addr().map(|a| a.to_string()).unwrap_or_default();
         let request = request.into_inner();
         let node = request.node.clone();
-        let result = self.admit(request);
+        let result = match &self.reviewer {
+            Some(reviewer) if Reviewer::concerns(&request.token) => self.admit_agent(reviewer, request).await,
+            _ => self.admit(request),
+        };
         self.audit("Join", &node, &from, result)
     }
 
     async fn renew_node(&self, request: Request<RenewNodeRequest>) -> Answer {
         let caller = self.callers.node(&request).map_err(|s| self.metrics.rejected("RenewNode", s))?;
         let id = node_id(self.authority.trust_domain(), &caller.node);
-        let result = self.sign(&request.get_ref().csr_der, id.clone(), self.node_ttl, "node");
+        let result = self
+            .within_limit(&caller.node)
+            .and_then(|()| self.sign(&request.get_ref().csr_der, id.clone(), self.node_ttl, "node"));
         self.audit("RenewNode", &caller.node, &id, result)
     }
 
@@ -52,7 +61,8 @@ impl CertificateAuthority for CertificateService {
         let caller = self.callers.node(&request).map_err(|s| self.metrics.rejected("SignWorkload", s))?;
         let request = request.into_inner();
         let result = self
-            .entitled(&caller.node, &request.spiffe_id)
+            .within_limit(&caller.node)
+            .and_then(|()| self.entitled(&caller.node, &request.spiffe_id))
             .and_then(|id| self.sign(&request.csr_der, id.to_string(), self.svid_ttl, "workload"));
         self.audit("SignWorkload", &caller.node, &request.spiffe_id, result)
     }
@@ -77,6 +87,44 @@ impl CertificateService {
         ticket.spend().map_err(refused)?;
         let id = node_id(self.authority.trust_domain(), &request.node);
         self.sign(&request.csr_der, id, self.node_ttl, "node")
+    }
+
+    /// A node joins by its agent's own pod: the token says which pod that is, and the pod's object says on which node.
+    async fn admit_agent(
+        &self,
+        reviewer: &Reviewer,
+        request: JoinRequest,
+    ) -> Result<SignedCertificate, Status> {
+        let pod = reviewer.review(&request.token).await.map_err(|error| match error {
+            ReviewError::Api(error) => {
+                tracing::error!(%error, "a token cannot be reviewed");
+                Status::unavailable("the API server cannot be asked about the token now")
+            }
+            other => {
+                tracing::warn!(target: "audit", node = %request.node, reason = %other, "agent's token refused");
+                Status::unauthenticated("service account token refused")
+            }
+        })?;
+        let compiled = self.compiled.borrow().clone();
+        let node = compiled.as_ref().and_then(|compiled| compiled.agents.get(&pod));
+        // The kubelet may be faster than the watch: asking again helps then.
+        let node =
+            node.ok_or_else(|| Status::unavailable("the token's pod is no agent that is known here"))?;
+        if **node != *request.node {
+            let reason = format!("the token's pod is on node {node}");
+            tracing::warn!(target: "audit", node = %request.node, reason, "agent's token refused");
+            return Err(Status::permission_denied("the token's pod is on another node"));
+        }
+        self.within_limit(node)?;
+        let id = node_id(self.authority.trust_domain(), node);
+        self.sign(&request.csr_der, id, self.node_ttl, "node")
+    }
+
+    fn within_limit(&self, node: &str) -> Result<(), Status> {
+        if self.limit.take(node, Instant::now()) {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted("this node asks for too many certificates"))
     }
 
     /// The identity, if an enrolled pod on the caller's node has it.

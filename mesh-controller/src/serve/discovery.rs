@@ -212,7 +212,11 @@ impl StreamTask {
 
 /// The trust bundle as it is sent.
 pub(super) fn bundle(tls: &TlsState) -> proto::TrustBundle {
-    proto::TrustBundle { roots_der: tls.roots.iter().map(|root| root.to_vec()).collect() }
+    proto::TrustBundle {
+        roots_der: tls.roots.iter().map(|root| root.to_vec()).collect(),
+        issuer_der: tls.issuer.to_vec(),
+        id: tls.roots_id.to_vec(),
+    }
 }
 
 fn parse(addresses: &[Vec<u8>]) -> Result<Vec<IpAddr>, Status> {

@@ -10,22 +10,26 @@ use std::time::Duration;
 use mesh_api::proto::admin_server::AdminServer;
 use mesh_api::proto::certificate_authority_server::CertificateAuthorityServer;
 use mesh_api::proto::discovery_server::DiscoveryServer;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::admin::AdminService;
+use super::admin::{AdminService, AuthorityHandle};
 use super::certificates::CertificateService;
 use super::discovery::DiscoveryService;
-use super::{Agents, Callers, CompiledFeed, TlsState};
+use super::limit::SignLimit;
+use super::{Agents, Callers, CompiledFeed, Reviewer, TlsState};
 use crate::ca::{Authority, TokenStore};
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the kernel's backlog.
 const MAX_HANDSHAKES: usize = 256;
+/// After a restart all agents come at once. What the backlog has no room for is lost without a word: the agent's kernel believes
+/// in a connection that ours never made, for minutes.
+const BACKLOG: u32 = 4096;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const MAX_STREAMS_PER_CONNECTION: u32 = 128;
 /// A request is small; only Hello and Subscribe carry lists.
@@ -38,10 +42,16 @@ pub struct ServerParts {
     pub authority: Arc<Authority>,
     /// Join tokens.
     pub tokens: TokenStore,
+    /// Who knows service accounts' tokens, in a cluster.
+    pub reviewer: Option<Reviewer>,
     /// What to serve.
     pub compiled: CompiledFeed,
     /// Certificates and roots.
     pub tls: watch::Receiver<Arc<TlsState>>,
+    /// What is known of the agents.
+    pub agents: Arc<Agents>,
+    /// What operators see and ask of the authority.
+    pub operators: AuthorityHandle,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Lifetime of workload certificates.
@@ -59,8 +69,11 @@ pub struct Server {
 
 impl Server {
     /// Binds.
-    pub async fn bind(address: SocketAddr, parts: ServerParts) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, parts })
+    pub fn bind(address: SocketAddr, parts: ServerParts) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { listener: socket.listen(BACKLOG)?, parts })
     }
 
     /// The address that was bound.
@@ -72,12 +85,11 @@ impl Server {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
         let parts = self.parts;
         let callers = Callers::new(parts.authority.trust_domain().clone(), parts.tls.clone());
-        let agents = Arc::new(Agents::default());
         let discovery = DiscoveryService {
             callers: callers.clone(),
             compiled: parts.compiled.clone(),
             tls: parts.tls.clone(),
-            agents: Arc::clone(&agents),
+            agents: Arc::clone(&parts.agents),
             metrics: Arc::clone(&parts.metrics),
         };
         let admin = AdminService {
@@ -86,12 +98,15 @@ impl Server {
             callers: callers.clone(),
             compiled: parts.compiled.clone(),
             tls: parts.tls.clone(),
-            agents,
+            agents: parts.agents,
+            authority: parts.operators,
             metrics: Arc::clone(&parts.metrics),
         };
         let certificates = CertificateService {
             authority: parts.authority,
             tokens: parts.tokens,
+            reviewer: parts.reviewer,
+            limit: SignLimit::default(),
             callers,
             compiled: parts.compiled,
             tls: parts.tls.clone(),

@@ -5,13 +5,17 @@ mod agents;
 mod caller;
 mod certificates;
 mod discovery;
+mod limit;
 mod listen;
+mod reviews;
 mod tls;
 mod view;
 
+pub use admin::{AuthorityHandle, RotateRequest};
 pub use agents::Agents;
 pub use caller::{Caller, Callers};
 pub use listen::{Server, ServerParts};
+pub use reviews::{AUDIENCE, ReviewError, Reviewer};
 pub use tls::{Credentials, TlsError, TlsState};
 pub use view::View;
 

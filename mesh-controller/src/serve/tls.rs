@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -35,12 +36,16 @@ pub enum TlsError {
 pub struct TlsState {
     /// The roots that are trusted.
     pub roots: Roots,
+    /// Tells one set of roots from another: agents repeat it when they trust them.
+    pub roots_id: Arc<[u8]>,
+    /// What the authority signs under.
+    pub issuer: CertificateDer<'static>,
     /// Verifies callers against them; each call is verified anew, so that an open connection outlives neither its
     /// certificate nor its root.
     pub verifier: Arc<dyn ClientCertVerifier>,
     /// The listener's configuration.
     pub server: Arc<ServerConfig>,
-    /// What is wrong with the files of the bundle.
+    /// What is wrong with the files.
     pub statuses: Vec<Status>,
 }
 
@@ -50,6 +55,7 @@ pub struct Credentials {
     authority: Arc<Authority>,
     state: StateDir,
     trust: TrustFiles,
+    told: Option<Status>,
     renew_server: SystemTime,
     renew_admin: SystemTime,
     feed: watch::Sender<Arc<TlsState>>,
@@ -65,6 +71,7 @@ impl Credentials {
             authority,
             state,
             trust,
+            told: None,
             renew_server: now + SERVER_TTL / 2,
             renew_admin: now + ADMIN_TTL / 2,
             feed: watch::Sender::new(Arc::new(first)),
@@ -76,12 +83,24 @@ impl Credentials {
         self.feed.subscribe()
     }
 
-    /// Looks at the files and the clock; called every few seconds.
-    pub fn refresh(&mut self, now: SystemTime) -> Result<(), TlsError> {
+    /// As of now.
+    pub fn now(&self) -> Arc<TlsState> {
+        Arc::clone(&self.feed.borrow())
+    }
+
+    /// When the intermediate ends.
+    pub fn intermediate_ends(&self) -> SystemTime {
+        self.authority.ends()
+    }
+
+    /// Looks at the files and the clock, and takes up what else is to be told; called every few seconds.
+    pub fn refresh(&mut self, now: SystemTime, told: Option<Status>) -> Result<(), TlsError> {
         let reissued = self.authority.refresh(now)?;
         let trust_changed = self.trust.refresh();
-        if reissued || trust_changed || now >= self.renew_server {
-            let fresh = tls_state(&self.authority, &self.trust, now)?;
+        let told_changed = std::mem::replace(&mut self.told, told.clone()) != told;
+        if reissued || trust_changed || told_changed || now >= self.renew_server {
+            let mut fresh = tls_state(&self.authority, &self.trust, now)?;
+            fresh.statuses.extend(told);
             self.renew_server = now + SERVER_TTL / 2;
             self.feed.send_replace(Arc::new(fresh));
         }
@@ -114,10 +133,18 @@ fn tls_state(authority: &Authority, trust: &TrustFiles, now: SystemTime) -> Resu
     server.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(TlsState {
         roots: Arc::clone(trust.roots()),
+        roots_id: id_of(trust.roots()),
+        issuer: authority.signs_under(),
         verifier,
         server: Arc::new(server),
         statuses: trust.statuses().to_vec(),
     })
+}
+
+fn id_of(roots: &[CertificateDer<'_>]) -> Arc<[u8]> {
+    let whole: Vec<u8> = roots.iter().flat_map(|der| der.iter().copied()).collect();
+    // Cut: it is compared with what this controller sent, and trusted by nobody.
+    digest(&SHA256, &whole).as_ref()[..16].into()
 }
 
 /// Writes the operator's certificate to `admin/cert.pem` beside `admin/key.pem`. The key stays, so that whoever reads the

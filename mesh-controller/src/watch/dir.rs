@@ -122,7 +122,7 @@ impl DirSource {
         }
         let unreadable = look.unreadable.iter().map(|(folder, error)| {
             let message = format!("{error}; what was read from there before is kept");
-            Status::refused(&Origin(folder.display().to_string().into()), "Unreadable", message)
+            Status::refused(&Origin::Place(folder.display().to_string().into()), "Unreadable", message)
         });
         let unreadable: Vec<_> = unreadable.collect();
         news |= unreadable.iter().any(|s| !self.statuses.contains(s))
@@ -251,7 +251,7 @@ impl File {
     }
 
     fn take(&mut self, path: &Path, outcome: Outcome, old: &BTreeMap<ObjectRef, Good>) {
-        let at = |line: usize| Origin(format!("{}:{line}", path.display()).into());
+        let at = |line: usize| Origin::Place(format!("{}:{line}", path.display()).into());
         match outcome {
             Outcome::Object { key, object, line, unknown } => {
                 for (line, field) in unknown {

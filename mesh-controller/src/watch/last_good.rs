@@ -96,7 +96,7 @@ impl LastGood {
     /// What is wrong with it now.
     pub(super) fn status(&self) -> Option<Status> {
         let problem = self.problem.as_ref()?;
-        let origin = Origin(self.path.display().to_string().into());
+        let origin = Origin::Place(self.path.display().to_string().into());
         Some(Status::refused(&origin, "LastGoodNotKept", problem.clone()))
     }
 }
@@ -110,12 +110,14 @@ impl ObjectEntry {
 fn manifest(object: &Object) -> Result<Value, serde_json::Error> {
     match object {
         Object::Namespace(object) => serde_json::to_value(object),
+        Object::Node(object) => serde_json::to_value(object),
         Object::ServiceAccount(object) => serde_json::to_value(object),
         Object::Pod(object) => serde_json::to_value(object),
         Object::Service(object) => serde_json::to_value(object),
         Object::EndpointSlice(object) => serde_json::to_value(object),
         Object::AuthorizationPolicy(object) => serde_json::to_value(object),
         Object::MeshConfig(object) => serde_json::to_value(object),
+        Object::Route(object) => Ok((**object).clone()),
     }
 }
 
@@ -137,7 +139,7 @@ fn decode(entry: &ObjectEntry) -> Result<(ObjectRef, Good), String> {
     let mut outcomes = parse(Format::Json, &entry.manifest.to_string());
     match (outcomes.pop(), outcomes.is_empty()) {
         (Some(Outcome::Object { key, object, .. }), true) => {
-            let origin = Origin(Arc::from(entry.origin.as_str()));
+            let origin = Origin::Place(Arc::from(entry.origin.as_str()));
             Ok((key, Good { object, origin }))
         }
         (Some(Outcome::Bad { message, .. }), _) => Err(format!("{}: {message}", entry.origin)),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::crd::{
@@ -17,8 +17,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::kube::Item;
 use super::unknown;
-use crate::object::{Kind, Name, Object, ObjectRef};
+use crate::object::{ApiOrigin, Kind, Name, Object, ObjectRef, Origin};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ enum Text<'a> {
     Json(&'a str),
     /// An item of a List, at the line of the List.
     Item(&'a Value, usize),
+    /// An object of an API server, whose fields are those of its schema.
+    Api(&'a Value),
 }
 
 impl Text<'_> {
@@ -87,6 +90,15 @@ impl Text<'_> {
             Self::Yaml(text) => serde_saphyr::from_str(text).map_err(|e| yaml_error(&e)),
             Self::Json(text) => serde_json::from_str(text).map_err(|e| (e.line().max(1), e.to_string())),
             Self::Item(value, line) => T::deserialize(*value).map_err(|e| (*line, e.to_string())),
+            Self::Api(value) => T::deserialize(*value).map_err(|e| (1, e.to_string())),
+        }
+    }
+
+    /// The fields of `written` that `decoded` has not.
+    fn unknown(&self, written: &Value, decoded: &impl Serialize) -> Vec<String> {
+        match self {
+            Self::Api(_) => Vec::new(),
+            _ => unknown::fields(written, decoded),
         }
     }
 
@@ -176,7 +188,7 @@ fn document(text: &Text<'_>, line: usize) -> Vec<Outcome> {
     };
     // What kubectl would do with a manifest that names no namespace.
     let namespace = match kind {
-        Kind::Namespace => String::new(),
+        Kind::Namespace | Kind::Node => String::new(),
         _ => header.metadata.namespace.filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into()),
     };
     let key = ObjectRef { kind, name: Name::new(&namespace, &name) };
@@ -193,6 +205,7 @@ fn kind_of(header: &Header) -> Result<Option<Kind>, String> {
     let (group, version) = header.api_version.rsplit_once('/').unwrap_or(("", &header.api_version));
     let (kind, want) = match (group, header.kind.as_str()) {
         ("", "Namespace") => (Kind::Namespace, "v1"),
+        ("", "Node") => (Kind::Node, "v1"),
         ("", "ServiceAccount") => (Kind::ServiceAccount, "v1"),
         ("", "Pod") => (Kind::Pod, "v1"),
         ("", "Service") => (Kind::Service, "v1"),
@@ -227,34 +240,60 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
     macro_rules! builtin {
         ($variant:ident) => {{
             let mut object: Box<$variant> = Box::new(text.decode()?);
-            let unknown = unknown::fields(written, &object);
+            let unknown = text.unknown(written, &object);
             set_namespace(&mut *object, namespace);
             Ok((Object::$variant(object), unknown))
         }};
     }
     match key.kind {
         Kind::Namespace => builtin!(Namespace),
+        Kind::Node => builtin!(Node),
         Kind::ServiceAccount => builtin!(ServiceAccount),
         Kind::Pod => builtin!(Pod),
         Kind::Service => builtin!(Service),
         Kind::EndpointSlice => builtin!(EndpointSlice),
         Kind::AuthorizationPolicy => {
             let strict: Strict<AuthorizationPolicySpec> = text.decode()?;
-            let unknown = unknown::fields(written, &strict);
-            let mut policy = AuthorizationPolicy { metadata: strict.metadata, spec: strict.spec };
+            let unknown = text.unknown(written, &strict);
+            let mut policy =
+                AuthorizationPolicy { metadata: strict.metadata, spec: strict.spec, status: None };
             policy.metadata.namespace = namespace;
             valid(core::AuthorizationPolicy::try_from(&policy), text)?;
             Ok((Object::AuthorizationPolicy(Box::new(policy)), unknown))
         }
         Kind::MeshConfig => {
             let strict: Strict<MeshConfigSpec> = text.decode()?;
-            let unknown = unknown::fields(written, &strict);
-            let mut config = MeshConfig { metadata: strict.metadata, spec: strict.spec };
+            let unknown = text.unknown(written, &strict);
+            let mut config = MeshConfig { metadata: strict.metadata, spec: strict.spec, status: None };
             config.metadata.namespace = namespace;
             valid(MeshSettings::try_from(&config), text)?;
             Ok((Object::MeshConfig(Box::new(config)), unknown))
         }
+        Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+            Ok((Object::Route(Box::new(written.clone())), Vec::new()))
+        }
     }
+}
+
+/// An object of an API server; `None` when it has no name.
+pub(super) fn from_api(kind: Kind, mut value: Value) -> Option<Item> {
+    let meta = value.get_mut("metadata")?.as_object_mut()?;
+    // Half of the bytes of many objects, and of no use here.
+    meta.remove("managedFields");
+    let text = |field: &str| meta.get(field).and_then(Value::as_str).unwrap_or_default();
+    let name = Name::new(text("namespace"), text("name"));
+    let uid: Arc<str> = text("uid").into();
+    let generation = meta.get("generation").and_then(Value::as_i64).unwrap_or_default();
+    if name.name.is_empty() {
+        return None;
+    }
+    let key = ObjectRef { kind, name: name.clone() };
+    let decoded = decode(&key, &Text::Api(&value), &value);
+    Some(Item {
+        name,
+        origin: Origin::Api(Arc::new(ApiOrigin { object: key, uid, generation })),
+        decoded: decoded.map(|(object, _)| Arc::new(object)).map_err(|(_, message)| message),
+    })
 }
 
 /// What has the right form and cannot be honoured is as bad as what has not: its last good version stays.

@@ -1,11 +1,13 @@
 //! Where objects come from. A [`Source`] delivers batches of changes; what one batch holds became true at once.
 
 mod dir;
+mod kube;
 mod last_good;
 mod manifest;
 mod unknown;
 
 pub use dir::DirSource;
+pub use kube::KubeSource;
 pub use manifest::{Format, Outcome, parse};
 
 use std::sync::Arc;

@@ -119,6 +119,8 @@ async fn an_agent_gets_only_the_identities_of_enrolled_pods_on_its_node() {
     let channel = harness.channel(Some(identity)).await;
     let mut admin = proto::admin_client::AdminClient::new(channel);
     assert_eq!(admin.status(proto::StatusRequest {}).await.unwrap_err().code(), Code::PermissionDenied);
+    let rotated = admin.rotate_root(proto::RotateRootRequest {}).await;
+    assert_eq!(rotated.unwrap_err().code(), Code::PermissionDenied);
     let (key, csr_der) = request();
     let renewed = ca.renew_node(RenewNodeRequest { csr_der }).await.unwrap().into_inner();
     let renewed = Identity::from_pem(chain_pem(&renewed.chain_der), key.serialize_pem());

@@ -30,7 +30,7 @@ pub(crate) fn trust_domain() -> TrustDomain {
 pub(crate) fn changes(yaml: &str) -> Vec<Change> {
     let change = |outcome| match outcome {
         Outcome::Object { key, object, line, .. } => {
-            Change::Apply(key, object, Origin(format!("m.yaml:{line}").into()))
+            Change::Apply(key, object, Origin::Place(format!("m.yaml:{line}").into()))
         }
         Outcome::Bad { line, message, .. } => panic!("line {line}: {message}"),
     };
@@ -85,6 +85,7 @@ pub(crate) fn status<'a>(statuses: &'a [Status], reason: &str) -> &'a Status {
 /// A controller over a folder of its own.
 pub(crate) struct Harness {
     pub(crate) dir: tempfile::TempDir,
+    change: fn(&mut Config),
     pub(crate) addr: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
@@ -97,19 +98,27 @@ impl Drop for Harness {
 
 impl Harness {
     pub(crate) async fn start(files: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_with(files, tempfile::tempdir().unwrap(), |_| ()).await
+    }
+
+    /// In `dir`, with a configuration that `change` changes; its state folder is `dir/state`.
+    pub(crate) async fn start_with(
+        files: &[(&str, &str)],
+        dir: tempfile::TempDir,
+        change: fn(&mut Config),
+    ) -> Self {
         std::fs::create_dir(dir.path().join("manifests")).unwrap();
         for (name, text) in files {
             std::fs::write(dir.path().join("manifests").join(name), text).unwrap();
         }
-        let (addr, task) = serve(dir.path()).await;
-        Self { dir, addr, task }
+        let (addr, task) = serve(dir.path(), change).await;
+        Self { dir, change, addr, task }
     }
 
     /// Another controller over the same folders; the first one is gone at once.
     pub(crate) async fn restart(&mut self) {
         self.task.abort();
-        (self.addr, self.task) = serve(self.dir.path()).await;
+        (self.addr, self.task) = serve(self.dir.path(), self.change).await;
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -170,9 +179,11 @@ impl Harness {
     }
 }
 
-async fn serve(dir: &Path) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+async fn serve(dir: &Path, change: fn(&mut Config)) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let source = DirSource::new(dir.join("manifests"));
-    let controller = Controller::start(config(&dir.join("state")), source).await.unwrap();
+    let mut config = config(&dir.join("state"));
+    change(&mut config);
+    let controller = Controller::start(config, source).await.unwrap();
     let addr = controller.local_addr().unwrap();
     (addr, tokio::spawn(async move { controller.run(std::future::pending()).await.unwrap() }))
 }
@@ -185,6 +196,11 @@ pub(crate) fn config(state_dir: &Path) -> Config {
         trust_domain: trust_domain(),
         svid_ttl: Duration::from_secs(60),
         node_ttl: Duration::from_secs(3600),
+        reviewer: None,
+        issuer_dir: None,
+        shared: None,
+        root_settle: Duration::from_secs(1),
+        root_wait: Duration::from_secs(3600),
     }
 }
 
@@ -223,8 +239,12 @@ fn unserved(at: &proto::SocketAddress) -> String {
     format!("unserved:{}", SocketAddr::new(ip, u16::try_from(at.port).unwrap()))
 }
 
+fn udp(at: &proto::SocketAddress) -> String {
+    unserved(at).replace("unserved", "udp")
+}
+
 /// The names of a message's upserts, sorted: `workload:uid`, `service:ns/name`, `policy:ns/name`, `absent:ip`,
-/// `unserved:ip:port`.
+/// `unserved:ip:port`, `udp:ip:port`.
 pub(crate) fn upserts(message: &ControllerMessage) -> Vec<String> {
     use proto::resource::Kind as K;
     let named = |n: &Option<proto::NamespacedName>| {
@@ -240,6 +260,7 @@ pub(crate) fn upserts(message: &ControllerMessage) -> Vec<String> {
             K::Policy(p) => format!("policy:{}", named(&p.name)),
             K::Absent(a) => format!("absent:{}", mesh_api::addr::from_bytes(a).unwrap()),
             K::Unserved(at) => unserved(at),
+            K::Udp(target) => udp(target.address.as_ref().unwrap()),
         })
         .collect();
     names.sort();
@@ -257,6 +278,7 @@ pub(crate) fn removes(message: &ControllerMessage) -> Vec<String> {
             K::Policy(n) => format!("policy:{}/{}", n.namespace, n.name),
             K::Absent(a) => format!("absent:{}", mesh_api::addr::from_bytes(a).unwrap()),
             K::Unserved(at) => unserved(at),
+            K::Udp(at) => udp(at),
         })
         .collect();
     names.sort();

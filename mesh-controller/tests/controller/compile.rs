@@ -11,7 +11,8 @@ use mesh_controller::object::Object;
 use mesh_controller::object::{Kind, Name, ObjectRef, Origin};
 use mesh_controller::watch::{Batch, Change};
 use mesh_core::model::{
-    Affinity, Endpoint, EndpointHealth, MtlsMode, Service, ServiceName, TrafficScope, Workload, WorkloadUid,
+    Affinity, ConnectMode, Endpoint, EndpointHealth, MtlsMode, Service, ServiceName, TrafficScope, Workload,
+    WorkloadUid,
 };
 use proptest::prelude::*;
 
@@ -83,6 +84,22 @@ fn a_lost_agent_opens_a_pod_only_where_the_owner_says_so_and_nothing_is_strict()
 }
 
 #[test]
+fn the_most_specific_mesh_config_says_when_connect_returns() {
+    let base = [namespace("shop", true), pod("api", "n", "10.0.0.1")].concat();
+    let connect = |more: &str| workload(&compiled(&format!("{base}{more}")), "api").connect;
+    assert_eq!(connect(""), None);
+    let mesh = config("ferromesh-system", "mesh", "{connect: Eager}");
+    assert_eq!(connect(&mesh), Some(ConnectMode::Eager));
+    let own = config("shop", "a", "{selector: {matchLabels: {app: api}}, connect: Honest}");
+    assert_eq!(connect(&format!("{mesh}{own}")), Some(ConnectMode::Honest));
+    let other = config("shop", "a", "{selector: {matchLabels: {app: web}}, connect: Honest}");
+    assert_eq!(connect(&format!("{mesh}{other}")), Some(ConnectMode::Eager));
+    // Two of one reach that disagree: honest.
+    let (eager, honest) = (config("shop", "b", "{connect: Eager}"), config("shop", "c", "{connect: Honest}"));
+    assert_eq!(connect(&format!("{mesh}{eager}{honest}")), Some(ConnectMode::Honest));
+}
+
+#[test]
 fn a_workload_is_named_by_its_top_owner() {
     let owned = |kind: &str, name: &str, hash: &str| {
         let reference = format!(
@@ -131,11 +148,11 @@ fn a_mesh_config_that_cannot_be_decoded_counts_as_strict_unless_it_was_good_befo
     let base = [namespace("shop", true), pod("x", "n", "10.0.0.1")].concat();
     let mut index = index_of(&base);
     let key = ObjectRef { kind: Kind::MeshConfig, name: Name::new("shop", "c") };
-    let broken = || Change::Undecodable(key.clone(), Origin("c.yaml:1".into()));
+    let broken = || Change::Undecodable(key.clone(), Origin::Place("c.yaml:1".into()));
     index.update(Batch { changes: vec![broken()], statuses: vec![] });
     let strict = compile(&index, &trust_domain(), 1, None);
     assert_eq!(workload(&strict, "x").mtls.default, MtlsMode::Strict);
-    assert_eq!(&*status(&strict.statuses, "CountsAsStrict").source.0, "c.yaml:1");
+    assert_eq!(status(&strict.statuses, "CountsAsStrict").source.to_string(), "c.yaml:1");
 
     let good = changes(&config("shop", "c", "{mtls: {mode: PERMISSIVE}}"));
     index.update(Batch { changes: good, statuses: vec![] });
@@ -386,6 +403,29 @@ fn unready_headless_selectorless_and_external_name_services() {
 }
 
 #[test]
+fn the_ports_of_probes_and_hooks_are_the_workloads_by_number_and_by_name() {
+    let probes = "    - name: main
+      ports: [{name: health, containerPort: 8081}]
+      livenessProbe: {httpGet: {port: health, path: /}}
+      readinessProbe: {tcpSocket: {port: 8082}}
+      startupProbe: {grpc: {port: 8083}}
+      lifecycle: {preStop: {httpGet: {port: 8084}}}
+    - name: beside
+      livenessProbe: {httpGet: {port: health}}
+      readinessProbe: {httpGet: {port: 8085, host: 192.0.2.1}}
+      startupProbe: {exec: {command: [\"true\"]}}
+  initContainers:
+    - name: sidecar
+      readinessProbe: {httpGet: {port: 8086}}";
+    let compiled = compiled(
+        &pod("x", "n", "10.0.0.1")
+            .replace("    - name: main\n      ports: [{name: web, containerPort: 8080}]", probes),
+    );
+    let ports: Vec<u16> = workload(&compiled, "x").probes.iter().copied().collect();
+    assert_eq!(ports, [8081, 8082, 8083, 8084, 8086], "{:?}", compiled.statuses);
+}
+
+#[test]
 fn pods_that_are_over_are_no_workloads() {
     for phase in ["Succeeded", "Failed", "Unknown"] {
         let yaml = pod("x", "n", "10.0.0.1").replace("Running", phase);
@@ -452,4 +492,38 @@ proptest! {
         prop_assert_eq!(modes.default, MtlsMode::Strict);
         prop_assert!(modes.by_port.is_empty());
     }
+}
+
+#[test]
+fn the_addresses_that_udp_rules_speak_of_are_known_with_who_is_behind_them() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: dns, namespace: shop}\n\
+                   spec: {clusterIP: 10.96.0.9, selector: {app: db}, ports: [{name: a, port: 1053, targetPort: 5300, protocol: UDP}, \
+                   {name: b, port: 1054, targetPort: 5300}]}\n";
+    let spec = |ports: &str| {
+        format!(
+            "{{selector: {{matchLabels: {{app: db}}}}, rules: [{{to: [{{operation: {{protocol: UDP, ports: {ports}}}}}]}}]}}"
+        )
+    };
+    let base =
+        [namespace("shop", true), pod("db", "n", "10.0.0.2"), pod("web", "n", "10.0.0.1"), service.into()]
+            .concat();
+    let udp = |text: &str| -> Vec<String> {
+        let compiled = compiled(text);
+        let all = compiled.udp.iter().map(|(at, behind)| {
+            let behind: Vec<String> = behind.iter().map(|b| format!("{}:{}", b.workload, b.port)).collect();
+            format!("{at} {}", behind.join(","))
+        });
+        all.collect()
+    };
+    assert_eq!(udp(&base), [""; 0], "without rules there is nothing to know");
+    let ruled = format!("{base}{}", policy("shop", "p", &spec("[5300]")));
+    assert_eq!(udp(&ruled), ["10.0.0.2:5300 uid-db:5300", "10.96.0.9:1053 uid-db:5300"]);
+    let said = compiled(&ruled);
+    assert!(status(&said.statuses, "UdpAtSourceOnly").message.contains("enforced at the source only"));
+    assert_eq!(udp(&format!("{base}{}", policy("shop", "p", &spec("[53]")))), [""; 0], "DNS is never cut");
+    assert_eq!(
+        udp(&ruled.replace("enrolled: \"true\"", "enrolled: \"false\"")),
+        [""; 0],
+        "of enrolled pods only"
+    );
 }

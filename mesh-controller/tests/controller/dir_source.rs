@@ -19,7 +19,7 @@ fn names(batch: &Batch) -> Vec<String> {
 
 fn told(batch: &Batch) -> Vec<String> {
     let text = |s: &mesh_controller::object::Status| {
-        let file = Path::new(&*s.source.0).file_name().unwrap().to_string_lossy().into_owned();
+        let file = Path::new(&s.source.to_string()).file_name().unwrap().to_string_lossy().into_owned();
         format!("{file} {} {}", s.reason, s.message)
     };
     batch.statuses.iter().map(text).collect()

@@ -193,8 +193,8 @@ async fn the_admin_sees_agents_and_what_they_acknowledged() {
     let mut agent = harness.agent(harness.join("node-a").await, &[]).await;
     let version = agent.next().await.version;
     let certificates = vec![proto::CertificateInfo { spiffe_id: "spiffe://x".into(), not_after_unix: 7 }];
-    agent.send(Kind::Ack(Ack { version, error: String::new(), certificates })).await;
-    agent.send(Kind::Ack(Ack { version: version + 1, error: "no".into(), certificates: vec![] })).await;
+    agent.send(Kind::Ack(Ack { version, certificates, ..Ack::default() })).await;
+    agent.send(Kind::Ack(Ack { version: version + 1, error: "no".into(), ..Ack::default() })).await;
     let mut admin = harness.admin().await;
     for _ in 0..100 {
         let status = admin.status(proto::StatusRequest {}).await.unwrap().into_inner();

@@ -5,5 +5,9 @@
 mod certificates;
 mod common;
 mod compile;
+mod csr;
 mod dir_source;
 mod discovery;
+mod kube_source;
+mod rotation;
+mod views;

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::authorize::Request;
-use crate::model::{Action, AuthorizationPolicy, Operation, Rule, Source, StringMatch};
+use crate::model::{Action, AuthorizationPolicy, Operation, Protocol, Rule, Source, StringMatch};
 
 /// The index of the first rule of `policy` that matches.
 pub(super) fn policy(policy: &AuthorizationPolicy, request: &Request<'_>) -> Option<usize> {
@@ -15,7 +15,12 @@ pub(super) fn policy(policy: &AuthorizationPolicy, request: &Request<'_>) -> Opt
 
 fn rule(rule: &Rule, request: &Request<'_>, plain_holds: bool) -> bool {
     (rule.from.is_empty() || rule.from.iter().any(|s| source(s, request, plain_holds).is_none()))
-        && (rule.to.is_empty() || rule.to.iter().any(|o| operation(o, request.port).is_none()))
+        && (takes_any(rule, request) || rule.to.iter().any(|o| operation(o, request).is_none()))
+}
+
+/// A rule without operations takes any TCP port, and no UDP port.
+fn takes_any(rule: &Rule, request: &Request<'_>) -> bool {
+    rule.to.is_empty() && request.protocol == Protocol::Tcp
 }
 
 /// The field of `source` that does not hold; `None` when all do.
@@ -50,8 +55,10 @@ fn source(source: &Source, request: &Request<'_>, plain_holds: bool) -> Option<&
 }
 
 /// The field of `operation` that does not hold; `None` when all do.
-fn operation(operation: &Operation, port: u16) -> Option<&'static str> {
+fn operation(operation: &Operation, request: &Request<'_>) -> Option<&'static str> {
+    let port = request.port;
     first_false(&[
+        ("protocol", operation.protocol == request.protocol),
         ("ports", operation.ports.is_empty() || operation.ports.contains(&port)),
         ("notPorts", !operation.not_ports.contains(&port)),
     ])
@@ -112,7 +119,7 @@ fn failing(rule: &Rule, request: &Request<'_>, plain_holds: bool) -> (String, &'
     match from.as_deref() {
         Some([.., last]) => (format!("from[{}]", rule.from.len() - 1), last),
         _ => {
-            let to = rule.to.iter().filter_map(|o| operation(o, request.port)).next_back();
+            let to = rule.to.iter().filter_map(|o| operation(o, request)).next_back();
             (format!("to[{}]", rule.to.len().saturating_sub(1)), to.unwrap_or("no alternative holds"))
         }
     }

@@ -1,7 +1,11 @@
 //! May this peer open a connection to that workload's port? [`decide`] answers for the agent at both ends, for open
 //! connections when policy changes, and for `meshctl explain`.
 //!
-//! Order: mTLS mode, DENY policies, ALLOW policies (any ALLOW policy makes the default deny), AUDIT policies.
+//! The kubelet of the pod's node may ask the TCP ports that the pod's own probes declare, whatever mode and policies say: it
+//! has no identity, and a pod that it cannot ask is restarted. It may ask nothing else that plaintext may not.
+//!
+//! Order otherwise: mTLS mode, DENY policies, ALLOW policies (any ALLOW policy makes the default deny), AUDIT policies.
+//! mTLS modes are TCP's; a policy that names nothing of the request's protocol has no say in it.
 //! A policy that a workload names but the snapshot does not hold denies: it cannot be known what it says.
 
 mod matching;
@@ -11,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::identity::SpiffeId;
-use crate::model::{Action, MtlsMode, PolicyName, Workload};
+use crate::model::{Action, MtlsMode, PolicyName, Protocol, Workload};
 use crate::snapshot::Snapshot;
 
 /// Who is at the other end of a connection. Absence carries its reason.
@@ -28,6 +32,8 @@ pub enum Peer {
 pub enum PlainReason {
     /// It spoke plaintext to the pod.
     NotMeshed,
+    /// It is the kubelet of the pod's node, by the word of the node's kernel.
+    Kubelet,
 }
 
 impl Peer {
@@ -49,6 +55,8 @@ pub struct Request<'a> {
     pub client: IpAddr,
     /// The workload that is asked.
     pub workload: &'a Workload,
+    /// The transport.
+    pub protocol: Protocol,
     /// The application's port.
     pub port: u16,
 }
@@ -136,15 +144,29 @@ pub fn decide_traced(
     request: &Request<'_>,
     trace: &mut dyn FnMut(fmt::Arguments<'_>, fmt::Arguments<'_>),
 ) -> Verdict {
-    let mode = request.workload.mtls.of(request.port);
-    trace(format_args!("mTLS mode of port {}", request.port), format_args!("{mode:?}"));
-    if mode == MtlsMode::Strict && request.peer.identity().is_none() {
-        return Verdict::Deny(DenyReason::StrictMtls);
+    if request.protocol == Protocol::Tcp {
+        if *request.peer == Peer::Plain(PlainReason::Kubelet)
+            && request.workload.probes.contains(&request.port)
+        {
+            trace(
+                format_args!("probe of the node's kubelet"),
+                format_args!("port {} is a probe's", request.port),
+            );
+            return Verdict::Allow { by: None, audit: Vec::new() };
+        }
+        let mode = request.workload.mtls.of(request.port);
+        trace(format_args!("mTLS mode of port {}", request.port), format_args!("{mode:?}"));
+        if mode == MtlsMode::Strict && request.peer.identity().is_none() {
+            return Verdict::Deny(DenyReason::StrictMtls);
+        }
     }
     let mut policies = Vec::with_capacity(request.workload.policies.len());
     for name in &request.workload.policies {
         match snapshot.policy(name) {
-            Some(policy) => policies.push(Arc::clone(policy)),
+            Some(policy) if policy.concerns(request.protocol, request.port) => {
+                policies.push(Arc::clone(policy));
+            }
+            Some(_) => {}
             None => return Verdict::Deny(DenyReason::PolicyMissing(name.clone())),
         }
     }

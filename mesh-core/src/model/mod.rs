@@ -7,6 +7,8 @@ mod policy;
 mod service;
 mod workload;
 
-pub use policy::{Action, AuthorizationPolicy, Operation, PolicyName, Rule, Source, StringMatch};
+pub use policy::{
+    Action, AuthorizationPolicy, DNS_PORT, Operation, PolicyName, Protocol, Rule, Source, StringMatch,
+};
 pub use service::{Affinity, Endpoint, EndpointHealth, Service, ServiceName, ServicePort, TrafficScope};
-pub use workload::{MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};
+pub use workload::{ConnectMode, MtlsMode, MtlsModes, Owner, Workload, WorkloadUid};

@@ -1,7 +1,7 @@
 //! L4 authorization policies, compiled: no selector (workloads name their policies), no text left to parse.
 //!
 //! Within one list the members are alternatives (OR); the fields of a source or an operation must all hold (AND); an
-//! empty list does not constrain. A rule without sources takes any source, without operations any port.
+//! empty list does not constrain. A rule without sources takes any source, without operations any TCP port.
 
 use std::fmt;
 use std::sync::Arc;
@@ -64,9 +64,24 @@ pub struct Source {
     pub not_ip_blocks: Vec<IpNet>,
 }
 
+/// The transport that an operation speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP, enforced at the source only. What no rule names by its port passes, and port 53 (DNS) always does.
+    Udp,
+}
+
+/// The port of DNS: its datagrams are never refused.
+pub const DNS_PORT: u16 = 53;
+
 /// Conditions on what is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operation {
+    /// The transport.
+    pub protocol: Protocol,
     /// The application's ports.
     pub ports: Vec<u16>,
     /// None of these.
@@ -91,4 +106,28 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// Alternatives; a policy without rules matches nothing (so ALLOW without rules denies everything).
     pub rules: Vec<Rule>,
+}
+
+impl AuthorizationPolicy {
+    /// The UDP ports that its rules name.
+    pub fn udp_ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let operations = self.rules.iter().flat_map(|rule| &rule.to).filter(|o| o.protocol == Protocol::Udp);
+        operations.flat_map(|operation| operation.ports.iter().copied()).filter(|port| *port != DNS_PORT)
+    }
+
+    /// Whether it says anything of `port`. A policy whose rules all speak of UDP says nothing of TCP; of UDP it speaks only
+    /// port by port, so that an ALLOW policy does not cut off the answers to what its workloads ask.
+    pub fn concerns(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Udp => {
+                let mut operations = self.rules.iter().flat_map(|rule| &rule.to);
+                port != DNS_PORT && operations.any(|o| o.protocol == Protocol::Udp && o.ports.contains(&port))
+            }
+            Protocol::Tcp => {
+                let tcp =
+                    |rule: &Rule| rule.to.is_empty() || rule.to.iter().any(|o| o.protocol == Protocol::Tcp);
+                self.rules.is_empty() || self.rules.iter().any(tcp)
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! A workload: one pod (or one systemd unit), with its identity, addresses and the rules that concern it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -53,6 +53,15 @@ impl MtlsModes {
     }
 }
 
+/// When the `connect()` of an enrolled pod returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectMode {
+    /// When the agent has dialled the destination, and as that ended: connected, refused, unreachable, or not at all.
+    Honest,
+    /// At once: a failure reaches the client as a reset.
+    Eager,
+}
+
 /// One pod as the mesh knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -80,6 +89,10 @@ pub struct Workload {
     /// How long its node's agent may be lost until the owner would rather have its connections in plaintext than none;
     /// `None`: it stays closed.
     pub agent_lost_after: Option<Duration>,
+    /// When its `connect()` returns; `None`: as its node's agent has it.
+    pub connect: Option<ConnectMode>,
+    /// Ports that its probes and lifecycle hooks declare: the node's own kubelet may ask them in plaintext.
+    pub probes: BTreeSet<u16>,
 }
 
 impl Workload {

@@ -45,6 +45,8 @@ pub(crate) fn workload(uid: &str, address: &str, policies: &[&str]) -> Workload 
         policies: policies.iter().map(|name| policy_name(name)).collect(),
         served: BTreeMap::new(),
         agent_lost_after: None,
+        connect: None,
+        probes: Default::default(),
     }
 }
 

@@ -65,7 +65,12 @@ fn decide(ctx: &SockAddrContext, address: Words) -> Reason {
     };
     // SAFETY: the helper takes any socket-address context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if caller::is_node(cookie) || caller::pod().is_none() { Reason::BindNotAPod } else { refusal }
+    // The agents' own pods may be known like any other, and dial from these addresses.
+    if caller::is_node(cookie) || caller::is_agent() || caller::pod().is_none() {
+        Reason::BindNotAPod
+    } else {
+        refusal
+    }
 }
 
 /// Whether connections are told apart by this address.

@@ -1,10 +1,12 @@
 //! Whose connection is it? The socket's network namespace and the caller's cgroup ancestors come in, the enrolled pod
 //! goes out, or the reason to leave the connection alone.
 
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_fullsock,
+    bpf_skb_ancestor_cgroup_id,
 };
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use aya_ebpf::{EbpfContext as _, Global};
 use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
@@ -70,7 +72,7 @@ pub(crate) fn holds_unclassified() -> bool {
 
 /// Whether the caller is an agent that runs below the pods' root: what it dials for a pod waits for nobody.
 #[inline(always)]
-fn is_agent() -> bool {
+pub(crate) fn is_agent() -> bool {
     // SAFETY: the helper has no preconditions.
     AGENTS.get_ptr(&unsafe { bpf_get_current_cgroup_id() }).is_some()
 }
@@ -103,4 +105,35 @@ pub(crate) fn pod() -> Option<&'static Pod> {
         }
     }
     None
+}
+
+/// The pod whose socket a packet is of or for, read from the top like a caller's.
+#[inline(always)]
+pub(crate) fn pod_of_packet(ctx: &SkBuffContext) -> Option<&'static Pod> {
+    let root = root_level();
+    for level in 1..=POD_LEVELS {
+        // SAFETY: the helper takes any level and answers 0 below the socket's own.
+        let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, (root + level) as i32) };
+        if id == 0 {
+            return None;
+        }
+        if let Some(pod) = PODS.get_ptr(&id) {
+            // SAFETY: the entry is replaced as a whole by the agent; its memory is freed only after an RCU grace period.
+            return Some(unsafe { &*pod });
+        }
+    }
+    None
+}
+
+/// The socket that a packet is of or for, if it is a full one.
+#[inline(always)]
+pub(crate) fn socket_of_packet(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the kernel gives a valid context, whose socket may be null.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the socket is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() { None } else { Some(sk) }
 }

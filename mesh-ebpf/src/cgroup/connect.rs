@@ -33,7 +33,9 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
             reason @ (Reason::ConnectNoStorage
             | Reason::ConnectNoToken
             | Reason::ConnectPodClosed
-            | Reason::ConnectDeviceKept),
+            | Reason::ConnectDeviceKept
+            | Reason::UdpDenied
+            | Reason::UdpTableFull),
         ) => {
             count(reason);
             REFUSE
@@ -43,6 +45,16 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
             // SAFETY: connect hooks may set the error that the caller gets.
             unsafe { bpf_set_retval(ECONNREFUSED) };
             REFUSE
+        }
+        // Loopback needs no mark: nothing of it is dropped.
+        Err(
+            reason @ (Reason::ConnectNeverRedirected
+            | Reason::ConnectForeignNetns
+            | Reason::ConnectOtherDevice),
+        ) => {
+            count(reason);
+            storage::pass(ctx);
+            PASS
         }
         Err(reason) => {
             count(reason);
@@ -58,7 +70,7 @@ pub(crate) fn answer(ctx: &SockAddrContext, outcome: Result<(), Reason>) -> i32 
 pub(crate) fn kind(ctx: &SockAddrContext, pod: &Pod) -> u32 {
     // SAFETY: the kernel gives a valid context.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
-    // MPTCP has no simultaneous open.
+    // Where the kernel shows this hook an MPTCP socket itself, not its subflow, the subflow's SYN could not be told apart.
     if pod.flags & POD_HONEST != 0 && protocol == IPPROTO_TCP { SOCKET_HELD } else { SOCKET_OUTBOUND }
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::Reason;
 use mesh_ebpf::address::{left_alone4, mapped, to_words};
 
-use crate::{caller, connect, token};
+use crate::{caller, connect, token, udp};
 
 /// The hook.
 #[cgroup_sock_addr(connect4)]
@@ -16,9 +16,9 @@ fn on_connect4(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
-    let pod = caller::redirected_pod(ctx)?;
     // SAFETY: the kernel gives a valid context.
     let dst = unsafe { core::ptr::addr_of!((*ctx.sock_addr).user_ip4).read_volatile() };
+    let pod = caller::redirected_pod(ctx).map_err(|reason| udp::or_refusal(ctx, reason, mapped(dst)))?;
     if let Some(reason) = left_alone4(dst, &pod) {
         return Err(reason);
     }

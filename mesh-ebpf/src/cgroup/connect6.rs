@@ -8,7 +8,7 @@ use mesh_ebpf::address::{
     LOOPBACK6, Words, is_mapped, left_alone4, left_alone6, mapped, read_words, to_words,
 };
 
-use crate::{caller, connect, token};
+use crate::{caller, connect, token, udp};
 
 /// The hook.
 #[cgroup_sock_addr(connect6)]
@@ -19,9 +19,9 @@ fn on_connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext) -> Result<(), Reason> {
-    let pod = caller::redirected_pod(ctx)?;
     // SAFETY: the kernel gives a valid context.
     let dst = unsafe { read_words(&raw const (*ctx.sock_addr).user_ip6) };
+    let pod = caller::redirected_pod(ctx).map_err(|reason| udp::or_refusal(ctx, reason, dst))?;
     let kind = connect::kind(ctx, &pod);
     if is_mapped(dst) {
         if let Some(reason) = left_alone4(dst[3], &pod) {

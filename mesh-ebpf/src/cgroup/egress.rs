@@ -1,15 +1,17 @@
-//! Packets that the pods' sockets send: the SYN of a held connection is dropped, and the agent is told of it.
+//! Packets that the pods' sockets send: the SYN of a held connection is dropped, and the agent is told of it. So are datagrams
+//! of a connected UDP socket that a rule denies by now: no other hook sees its `send()`.
 //!
 //! The agent dials the destination first and then answers: it connects back (a TCP simultaneous open), refuses by RST, or
 //! says by ICMP that nothing leads there. Until then the client waits in `connect()`; its kernel sends the SYN again and
 //! again, and each of them asks once more, so that nothing is lost when the ring is full or no agent runs.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_tcp_sock};
-use aya_ebpf::helpers::{bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_tcp_sock as tcp_sock};
+use aya_ebpf::helpers::{bpf_skb_ancestor_cgroup_id, bpf_tcp_sock as tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use mesh_common::{
-    Endpoint, HELD_GONE, HELD_SYN, Held, HeldEvent, OrigKey, POD_LEVELS, Reason, SOCKET_HELD, Socket,
+    Endpoint, HELD_GONE, HELD_MPTCP, HELD_SYN, Held, HeldEvent, OrigKey, POD_LEVELS, Reason, SOCKET_HELD,
+    Socket,
 };
 use mesh_ebpf::address::{
     AF_INET, IPPROTO_TCP, LOOPBACK6, equal, is_mapped, is_zero, mapped, to_addr, to_words,
@@ -17,47 +19,36 @@ use mesh_ebpf::address::{
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{HELD, HELD_EVENTS, PODS};
 
-use crate::{caller, storage};
+use crate::{caller, storage, udp, unseen};
 
-const DROP: i32 = 0;
-const PASS: i32 = 1;
-const SYN_SENT: u32 = 2;
+pub(crate) const DROP: i32 = 0;
+pub(crate) const PASS: i32 = 1;
+pub(crate) const SYN_SENT: u32 = 2;
 const SYN_RECV: u32 = 3;
 
 /// The hook.
 #[cgroup_skb(egress)]
 fn on_egress(ctx: SkBuffContext) -> i32 {
-    let Some((sk, socket)) = held(&ctx) else { return PASS };
-    // SAFETY: a full socket; this program type may read the field.
-    if unsafe { (*sk).state } == SYN_SENT {
+    let Some(sk) = caller::socket_of_packet(&ctx) else { return PASS };
+    // SAFETY: a full socket; this program type may read both fields.
+    let (state, protocol) = unsafe { ((*sk).state, (*sk).protocol) };
+    if udp::is_udp(protocol) {
+        return udp::sent(&ctx, sk);
+    }
+    if (state != SYN_SENT && state != SYN_RECV) || protocol != IPPROTO_TCP {
+        return PASS;
+    }
+    let socket = storage::of_socket(sk, None);
+    let Some(socket) = socket.filter(|socket| socket.kind == SOCKET_HELD) else {
+        return if state == SYN_SENT { unseen::sent(&ctx, sk) } else { PASS };
+    };
+    if state == SYN_SENT {
         // Held whatever comes of telling: a SYN that passed would find nobody there.
         count(tell(&ctx, sk, socket));
         return DROP;
     }
     name_own_address(&ctx, sk, socket);
     PASS
-}
-
-/// The socket, if its SYN is to be held or its `connect()` is being answered.
-#[inline(always)]
-fn held(ctx: &SkBuffContext) -> Option<(*mut bpf_sock, &'static mut Socket)> {
-    // SAFETY: the kernel gives a valid context, whose socket may be null.
-    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: the socket is not null.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: a full socket; this program type may read both fields.
-    let (state, protocol) = unsafe { ((*sk).state, (*sk).protocol) };
-    if (state != SYN_SENT && state != SYN_RECV) || protocol != IPPROTO_TCP {
-        return None;
-    }
-    let socket = storage::of_socket(sk, None)?;
-    if socket.kind == SOCKET_HELD { Some((sk, socket)) } else { None }
 }
 
 /// Writes down what the agent needs for its answer, and wakes it.
@@ -74,7 +65,7 @@ fn tell(ctx: &SkBuffContext, sk: *mut bpf_sock, socket: &Socket) -> Reason {
         // The first byte that is not acknowledged is the SYN.
         // SAFETY: not null; this program type may read the field.
         isn: unsafe { (*tcp).snd_una },
-        pad: 0,
+        flags: if storage::is_subflow(sk) { HELD_MPTCP } else { 0 },
         cgroups: cgroups(ctx),
     };
     let key = socket.key;

@@ -11,7 +11,7 @@ use crate::{connect, storage};
 /// The hook.
 #[cgroup_sock_addr(getpeername4)]
 fn on_getpeername4(ctx: SockAddrContext) -> i32 {
-    let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.kind != 0) else {
+    let Some(socket) = storage::of_context(&ctx).filter(|socket| socket.has_other_peer()) else {
         count(Reason::PeernameUntouched);
         return 1;
     };

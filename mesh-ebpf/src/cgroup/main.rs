@@ -22,10 +22,14 @@ mod getsockname4;
 mod getsockname6;
 mod ingress;
 mod listening;
+mod sendmsg4;
+mod sendmsg6;
 mod sock_create;
 mod sock_ops;
 mod storage;
 mod token;
+mod udp;
+mod unseen;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

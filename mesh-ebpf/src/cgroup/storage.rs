@@ -4,7 +4,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::Socket;
+use mesh_common::{SOCKET_PASSED, Socket};
 use mesh_ebpf::maps::SOCKETS;
 
 /// Whether the kernel has MPTCP.
@@ -44,17 +44,36 @@ pub(crate) fn forget(ctx: &SockAddrContext) {
     }
 }
 
+/// The context's socket goes its own way by a decision of the connect hook; the egress hook lets such a SYN out.
+#[inline(always)]
+pub(crate) fn pass(ctx: &SockAddrContext) {
+    // Without storage the SYN will be dropped: closed rather than open.
+    let _saved = save(ctx, &mut Socket { kind: SOCKET_PASSED, ..Socket::default() });
+}
+
 /// The storage of the MPTCP socket that the application holds, when the context's socket is a subflow of it: `connect()`
 /// shows the hook the subflow, `getpeername()` the parent.
 #[inline(always)]
 fn of_parent(ctx: &SockAddrContext, create: Option<&mut Socket>) -> Option<&'static mut Socket> {
+    // SAFETY: the context's socket is valid for the run of the program.
+    of_socket(parent(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }), create)
+}
+
+/// Whether a TCP socket is a subflow of an MPTCP socket.
+#[inline(always)]
+pub(crate) fn is_subflow(sk: *mut bpf_sock) -> bool {
+    !parent(sk).is_null()
+}
+
+/// The MPTCP socket of a subflow; null when the socket is none.
+#[inline(always)]
+fn parent(sk: *mut bpf_sock) -> *mut bpf_sock {
     if HAS_MPTCP.load() == 0 {
         // Not even the helper's name may reach the verifier of a kernel that has no MPTCP.
-        return None;
+        return core::ptr::null_mut();
     }
-    // SAFETY: the context's socket is valid for the run of the program; the helper answers null unless it is a subflow.
-    let parent = unsafe { bpf_skc_to_mptcp_sock((*ctx.sock_addr).__bindgen_anon_1.sk.cast()) };
-    of_socket(parent.cast(), create)
+    // SAFETY: `sk` is a full socket that the kernel holds for the run of the program.
+    unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.cast()
 }
 
 /// The storage of a socket, if it has any; `create` makes it.

@@ -2,6 +2,7 @@
 
 bind HOST PORT [reuse]: binds and listens. Any other word is a kind of socket, which connects to HOST PORT, says hello and
 reads the answer. device HOST PORT NAME: a TCP socket that is bound to the interface NAME.
+Any connecting kind, patient: each step may take a minute, not three seconds.
 """
 import errno
 import json
@@ -52,7 +53,7 @@ def main():
         told["socket"] = errno.errorcode.get(error.errno, str(error))
         return
     told["socket"] = "ok"
-    own.settimeout(3)
+    own.settimeout(60 if "patient" in sys.argv else 3)
     if kind == "device":
         device = sys.argv[4].encode() + b"\0"
         step("device", lambda: own.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device))

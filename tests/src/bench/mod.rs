@@ -6,6 +6,7 @@
 mod haproxy;
 mod node;
 mod path;
+mod scale;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use anyhow::Result;
 
 pub use node::{hooks, memory};
 pub use path::Path;
+pub use scale::{Size, scale};
 
 /// The measurements, in the order of the table's columns; `true`: more is better.
 pub const MEASURES: [(&str, bool); 4] = [

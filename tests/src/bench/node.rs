@@ -1,5 +1,5 @@
-//! What one node pays: nanoseconds in each kernel program while connections are made, and the memory of an agent that
-//! serves many pods.
+//! What one node pays: nanoseconds in each kernel program while connections are made and datagrams sent, and the memory of
+//! an agent that serves many pods.
 //!
 //! The nanoseconds are the kernel's own (`kernel.bpf_stats_enabled`, put back afterwards); the memory is what
 //! `/proc/PID/smaps_rollup` says.
@@ -13,11 +13,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::apps;
+use crate::manifests::udp_from_account;
 use crate::mesh::{Mesh, Options};
 use crate::world::Pod;
 
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const ONCE: u16 = 7002;
+/// A UDP port that a rule names.
+const RULED: u16 = 5300;
 /// How long so many pods may take until they are served.
 const ENROLMENT: Duration = Duration::from_secs(300);
 
@@ -58,12 +61,14 @@ fn runs() -> Result<Runs> {
     Ok(runs)
 }
 
-/// Makes connections between two nodes and prints what each hook took.
+/// Makes connections between two nodes, and sends datagrams under a rule, and prints what each hook took.
 pub fn hooks(seconds: f64) -> Result<()> {
     let mut mesh = Mesh::prepare(Options::default())?;
     mesh.manifests.namespace("shop", true)?;
     let (web, api) = (mesh.pod("shop", "web", 1)?, mesh.pod("shop", "api", 2)?);
     let _server = apps::peer_server(&api, "once", ONCE, &[])?;
+    let _datagrams = api.spawn_peer(&["udp-echo", "--listen", &format!("[::]:{RULED}")])?;
+    mesh.manifests.policy(("shop", "udp"), "api", "ALLOW", udp_from_account("shop", "web", &[RULED]))?;
     mesh.start_controller()?;
     for node in [1, 2] {
         mesh.start_agent(node)?;
@@ -73,22 +78,35 @@ pub fn hooks(seconds: f64) -> Result<()> {
         let told = web.peer(&["rate", "--to", &api.at(ONCE), "--seconds", &seconds.to_string()])?;
         told["good"].as_f64().filter(|good| *good > 0.0).with_context(|| told.to_string())
     };
+    let echoed = |more: &[&str]| -> Result<f64> {
+        let told = web.peer(&[&["datagrams", "--to", &api.at(RULED), "--count", "20000"], more].concat())?;
+        told["outcomes"]["echoed"].as_f64().filter(|echoed| *echoed > 0.0).with_context(|| told.to_string())
+    };
     rate(1.0)?;
+    measured("connections", || rate(seconds))?;
+    measured("datagrams by sendto(), each from a socket of its own, and their echoes", || {
+        echoed(&["--fresh"])
+    })?;
+    let connected = ["--fresh", "--how", "connected"];
+    measured("datagrams of connected sockets, each of its own, and their echoes", || echoed(&connected))
+}
+
+/// Prints what the programs of both nodes took while `work` was done; it says how much it did.
+fn measured(what: &str, work: impl FnOnce() -> Result<f64>) -> Result<()> {
     let statistics = Statistics::enable()?;
     let before = runs()?;
-    let connections = rate(seconds)?;
+    let done = work()?;
     let after = runs()?;
     drop(statistics);
-    println!("\nKernel programs of both nodes over {connections} connections:\n");
-    println!("| hook | runs a connection | ns a run | ns a connection |\n|---|---|---|---|");
+    println!("\nKernel programs of both nodes over {done} {what}:\n");
+    println!("| hook | runs each | ns a run | ns each |\n|---|---|---|---|");
     let mut total = 0.0;
     for (name, (time, count)) in &after {
         let (time_before, count_before) = before.get(name).copied().unwrap_or_default();
         let (time, count) = ((time - time_before) as f64, (count - count_before) as f64);
         if count > 0.0 {
-            total += time / connections;
-            let each = (count / connections, time / count, time / connections);
-            println!("| {name} | {:.2} | {:.0} | {:.0} |", each.0, each.1, each.2);
+            total += time / done;
+            println!("| {name} | {:.2} | {:.0} | {:.0} |", count / done, time / count, time / done);
         }
     }
     println!("| all | | | {total:.0} |");
@@ -125,12 +143,12 @@ pub fn memory(count: u32) -> Result<()> {
     Ok(())
 }
 
-fn mib(bytes: u64) -> f64 {
+pub(super) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
 /// The resident memory of a process, in bytes.
-fn resident(process: u32) -> Result<u64> {
+pub(super) fn resident(process: u32) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;

@@ -17,8 +17,8 @@ pub enum Path {
     Direct,
     /// Two agents, leased mTLS connections.
     Ferromesh,
-    /// The same; `connect()` returns when the destination was dialled.
-    Honest,
+    /// The same; `connect()` returns at once, not when the destination was dialled.
+    Eager,
     /// Two agents, HTTP/2 CONNECT.
     Hbone,
     /// Two haproxy, plain TCP.
@@ -30,14 +30,14 @@ pub enum Path {
 impl Path {
     /// All, in the order in which a round measures them.
     pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Ferromesh, Self::Honest, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
+        [Self::Direct, Self::Ferromesh, Self::Eager, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
 
     /// For the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Ferromesh => "mesh, ferromesh/1",
-            Self::Honest => "mesh, ferromesh/1, honest",
+            Self::Eager => "mesh, ferromesh/1, eager",
             Self::Hbone => "mesh, HBONE",
             Self::Haproxy => "two haproxy, plain",
             Self::HaproxyMtls => "two haproxy, mTLS each",
@@ -62,11 +62,11 @@ struct Ends {
 /// Makes the path, measures, and removes it.
 pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
     match path {
-        Path::Ferromesh | Path::Honest | Path::Hbone => {
+        Path::Ferromesh | Path::Eager | Path::Hbone => {
             let transport = if path == Path::Hbone { "hbone" } else { "auto" };
             let mut mesh = Mesh::prepare(Options {
                 transports: vec![transport; 2],
-                connect: if path == Path::Honest { "honest" } else { "eager" }.to_owned(),
+                connect: if path == Path::Eager { "eager" } else { "auto" }.to_owned(),
                 ..Options::default()
             })?;
             mesh.manifests.namespace("bench", true)?;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: prints what the mesh costs, as shares of direct connections and beside two haproxy.
 
 use clap::Parser;
-use mesh_tests::bench::{Path, hooks, memory, run};
+use mesh_tests::bench::{Path, Size, hooks, memory, run, scale};
 
 /// Measures each path between two nodes in interleaved rounds.
 #[derive(Parser)]
@@ -21,6 +21,18 @@ struct Arguments {
     /// Instead: the memory of an agent with so many pods.
     #[arg(long)]
     pods: Option<u32>,
+    /// Instead: the control plane's times and memory with so many services of twenty pods each.
+    #[arg(long)]
+    services: Option<u32>,
+    /// With --services: agents while changes are measured.
+    #[arg(long, default_value_t = 200)]
+    agents: u32,
+    /// With --services: changes.
+    #[arg(long, default_value_t = 100)]
+    changes: u32,
+    /// With --services: streams that open again after a restart.
+    #[arg(long, default_value_t = 5_000)]
+    streams: u32,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,6 +42,10 @@ fn main() -> anyhow::Result<()> {
     }
     if let Some(pods) = arguments.pods {
         return memory(pods);
+    }
+    if let Some(services) = arguments.services {
+        let Arguments { agents, changes, streams, .. } = arguments;
+        return scale(Size { services, agents, changes, streams });
     }
     let wanted =
         |path: &Path| arguments.path.is_empty() || *path == Path::Direct || arguments.path.contains(path);

@@ -7,7 +7,7 @@
 //! what a killed run left is found and removed when the next world is made. One world exists at a time on a machine (a
 //! lock file sees to that).
 
-mod cgroup;
+pub(crate) mod cgroup;
 pub mod netns;
 mod pod;
 mod process;
@@ -20,6 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use pod::Frame;
 pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Place, Process, binary};
 
@@ -53,24 +54,39 @@ pub struct Node {
     pub number: u8,
     /// Its network namespace.
     pub netns: String,
-    /// Its cgroup; `pods` and `system` lie below.
+    /// Its cgroup; the pods' root and `system` lie below.
     pub cgroup: PathBuf,
+    /// The cgroup below which its pods are.
+    pub pods: PathBuf,
     /// Where its agent pins kernel objects.
     pub pins: PathBuf,
     /// Its IPv4 address on the wire.
     pub v4: Ipv4Addr,
+    /// What stands for the node's own folders (`/run`, `/var`), for containers that mount them.
+    pub host: PathBuf,
     logs: PathBuf,
+    run: String,
 }
 
 impl Node {
     /// The cgroup below which this node's pods are.
     pub fn pods_cgroup(&self) -> PathBuf {
-        self.cgroup.join("pods")
+        self.pods.clone()
     }
 
     /// Where the agent of a start is, when agents are pods.
     pub fn agent_cgroup(&self, start: u32) -> PathBuf {
         self.pods_cgroup().join(format!("podagent-{start}"))
+    }
+
+    /// The cgroup of the node's kubelet.
+    pub fn kubelet_cgroup(&self) -> PathBuf {
+        self.cgroup.join("kubelet.service")
+    }
+
+    /// Where the node's kubelet runs.
+    pub fn kubelet(&self) -> Place {
+        Place { cgroup: self.kubelet_cgroup(), ..self.place() }
     }
 
     /// A place outside of any pod, for the node's own programs.
@@ -131,7 +147,9 @@ impl World {
                 format!("addr add {CONTROLLER_V4}/24 dev wire"),
                 "link set wire up".to_owned(),
             ],
-        )
+        )?;
+        // Pods ask the API server by their own addresses.
+        netns::batch(&self.wire, &(1..=MOST_NODES).flat_map(routes_to).collect::<Vec<_>>())
     }
 
     fn make_node(&mut self, number: u8) -> Result<()> {
@@ -140,9 +158,10 @@ impl World {
         let cgroup = self.cgroup.join(&name);
         fs::create_dir_all(cgroup.join("pods"))?;
         fs::create_dir_all(cgroup.join("system"))?;
+        fs::create_dir_all(cgroup.join("kubelet.service"))?;
         netns::add(&ns)?;
         netns::sysctl(&ns, &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
-        let (wire, v4) = (&self.wire, Ipv4Addr::new(10, 77, 0, number));
+        let (wire, v4) = (&self.wire, node_v4(number));
         netns::batch(
             wire,
             &[
@@ -159,14 +178,26 @@ impl World {
         netns::batch(&ns, &lines)?;
         let pins = PathBuf::from(BPFFS).join(format!("{PINS}{}-{name}", self.run));
         fs::create_dir_all(&pins)?;
-        let logs = self.files.join("logs");
-        self.nodes.push(Node { name, number, netns: ns, cgroup, pins, v4, logs });
+        let (logs, host) = (self.files.join("logs"), self.files.join(format!("host-{name}")));
+        fs::create_dir_all(&host)?;
+        let (pods, run) = (cgroup.join("pods"), self.run.clone());
+        self.nodes.push(Node { name, number, netns: ns, cgroup, pods, pins, v4, host, logs, run });
         Ok(())
+    }
+
+    /// The addresses on the wire of all nodes that there can be.
+    pub(crate) fn node_addresses() -> impl Iterator<Item = Ipv4Addr> {
+        (1..=MOST_NODES).map(node_v4)
     }
 
     /// Node 1, 2, ...
     pub fn node(&self, number: u8) -> &Node {
         &self.nodes[usize::from(number) - 1]
+    }
+
+    /// Says where a node's pods are, before any is made.
+    pub(crate) fn set_pods_root(&mut self, number: u8, root: PathBuf) {
+        self.nodes[usize::from(number) - 1].pods = root;
     }
 
     /// All nodes.
@@ -187,8 +218,17 @@ impl World {
 
     /// Makes a pod.
     pub fn pod(&self, spec: &PodSpec) -> Result<Pod> {
+        self.make_pod(spec, None)
+    }
+
+    /// Makes a pod whose uid somebody else gave.
+    pub fn pod_with_uid(&self, spec: &PodSpec, uid: &str) -> Result<Pod> {
+        self.make_pod(spec, Some(uid))
+    }
+
+    fn make_pod(&self, spec: &PodSpec, uid: Option<&str>) -> Result<Pod> {
         let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
-        let (pod, pause) = pod::make(self, spec, number)?;
+        let (pod, pause) = pod::make(self, spec, number, uid)?;
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner).push(pause);
         Ok(pod)
     }
@@ -227,14 +267,25 @@ impl Drop for World {
     }
 }
 
+/// Nodes of a world.
+const MOST_NODES: u8 = 9;
+
+fn node_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, number)
+}
+
 fn routes(own: u8) -> Vec<String> {
     let mut routes = Vec::new();
-    for number in (1..=9_u8).filter(|number| *number != own) {
-        routes
-            .extend(V4_NETWORKS.map(|net| format!("route add 10.{net}.{number}.0/24 via 10.77.0.{number}")));
+    for number in (1..=MOST_NODES).filter(|number| *number != own) {
+        routes.extend(routes_to(number));
         routes.push(format!("route add fd88:{number}::/64 via fd77::{number}"));
     }
     routes
+}
+
+/// The IPv4 routes to a node's pods.
+fn routes_to(node: u8) -> impl Iterator<Item = String> {
+    V4_NETWORKS.map(move |net| format!("route add 10.{net}.{node}.0/24 via {}", node_v4(node)))
 }
 
 /// The second bytes of the pods' IPv4 addresses: 256 pods each.
@@ -283,6 +334,12 @@ pub fn remove_leftovers() -> Result<()> {
     remove_matching(Path::new(BPFFS), PINS)?;
     let (parent, prefix) = FILES.rsplit_once('/').unwrap_or(("/tmp", FILES));
     remove_matching(Path::new(parent), prefix)
+}
+
+/// Removes a cgroup of a world and whatever is in it, as a boot does.
+pub fn remove_cgroup(path: &Path) -> Result<()> {
+    ensure!(path.starts_with(cgroup::root()?), "{} is of no world", path.display());
+    cgroup::destroy(path)
 }
 
 fn remove_matching(parent: &Path, prefix: &str) -> Result<()> {

@@ -59,29 +59,36 @@ pub struct Pod {
 /// How long a program that [`Pod::run`] starts may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
+/// What a pod gets from whoever makes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    /// `metadata.uid`.
+    pub(crate) uid: String,
+    /// The cgroup that its programs run in; it is there.
+    pub(crate) cgroup: PathBuf,
+    /// Names its link on the node, and its namespace.
+    pub(crate) link: String,
+    /// Gives its addresses.
+    pub(crate) number: u32,
+}
+
 /// Makes the pod and the process that holds its namespace, as a pod's pause container does.
-pub(super) fn make(world: &World, spec: &PodSpec, number: u32) -> Result<(Pod, Process)> {
+pub(super) fn make(world: &World, spec: &PodSpec, number: u32, uid: Option<&str>) -> Result<(Pod, Process)> {
     let node = world.node(spec.node);
-    let ns = format!("{}{}-p{number}", netns::PREFIX, world.run);
-    let uid = uid(world, number);
+    let uid = uid.map_or_else(|| generated_uid(world, number), str::to_owned);
     let cgroup = node.pods_cgroup().join(format!("pod{uid}"));
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
-    let v4 = super::pod_v4(spec.node, number)?;
-    let v6 = pod_v6(spec.node, number);
-    netns::add(&ns)?;
-    join(node, &ns, &format!("p{number}"), (v4, v6))?;
-    let place = Place { netns: ns, cgroup, logs: world.files.join("logs") };
+    let pod = Pod::make(node, spec, Frame { uid, cgroup, link: format!("p{number}"), number })?;
+    let place = &pod.place;
     // As a kubelet's pause container: the pod has a process, and so a namespace to be found by, before its programs run.
     // The pod's cgroup ends it.
     let pause = format!("{}-{}-pause", spec.namespace, spec.name);
-    Process::start(&place, &pause, Path::new("sleep"), &["infinity"])?.leave_running();
-    let pause = Process::start(&place, &format!("pause-{number}"), Path::new("sleep"), &["infinity"])?;
-    let runs = Arc::new(AtomicU32::new(0));
-    let pod = Pod { spec: spec.clone(), uid, node: node.name.clone(), v4, v6, place, runs };
+    Process::start(place, &pause, Path::new("sleep"), &["infinity"])?.leave_running();
+    let pause = Process::start(place, &format!("pause-{number}"), Path::new("sleep"), &["infinity"])?;
     Ok((pod, pause))
 }
 
-fn uid(world: &World, number: u32) -> String {
+fn generated_uid(world: &World, number: u32) -> String {
     let (pid, sequence) = world.run.split_once('-').unwrap_or((world.run.as_str(), "0"));
     format!("{pid:0>8}-{sequence:0>4}-4000-8000-{number:012}")
 }
@@ -113,6 +120,23 @@ fn join(node: &Node, ns: &str, link: &str, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Re
 }
 
 impl Pod {
+    /// Makes its network; nothing runs in it.
+    pub(crate) fn make(node: &Node, spec: &PodSpec, frame: Frame) -> Result<Self> {
+        let ns = format!("{}{}-{}", netns::PREFIX, node.run, frame.link);
+        let v4 = super::pod_v4(spec.node, frame.number)?;
+        let v6 = pod_v6(spec.node, frame.number);
+        netns::add(&ns)?;
+        join(node, &ns, &frame.link, (v4, v6))?;
+        let place = Place { netns: ns, cgroup: frame.cgroup, logs: node.logs.clone() };
+        let runs = Arc::new(AtomicU32::new(0));
+        Ok(Self { spec: spec.clone(), uid: frame.uid, node: node.name.clone(), v4, v6, place, runs })
+    }
+
+    /// Where its programs run.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// `namespace/name`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.spec.namespace, self.spec.name)
@@ -182,12 +206,24 @@ impl Pod {
 
     /// True when something listens on this TCP port in the pod.
     pub fn listens(&self, port: u16) -> bool {
-        let wanted = format!(":{port:04X} ");
-        let look = move || {
-            let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-            [read("tcp"), read("tcp6")].concat().lines().any(|line| is_listener(line, &wanted))
+        let wanted = format!(":{port:04X}");
+        let listening = |socket: &Socket| socket.state == "0A" && socket.local.ends_with(&wanted);
+        self.sockets().is_ok_and(|sockets| sockets.iter().any(listening))
+    }
+
+    /// How many TCP sockets of the pod wait for an answer to their SYN from this port.
+    pub fn connecting(&self, port: u16) -> Result<usize> {
+        let wanted = format!(":{port:04X}");
+        let dials = |socket: &&Socket| socket.state == "02" && socket.remote.ends_with(&wanted);
+        Ok(self.sockets()?.iter().filter(dials).count())
+    }
+
+    fn sockets(&self) -> Result<Vec<Socket>> {
+        let read = || {
+            let file = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+            [file("tcp"), file("tcp6")].concat()
         };
-        netns::inside(self.netns(), look).unwrap_or(false)
+        Ok(netns::inside(self.netns(), read)?.lines().filter_map(socket).collect())
     }
 
     /// Its addresses, IPv4 first.
@@ -196,9 +232,14 @@ impl Pod {
     }
 }
 
-/// A line of `/proc/net/tcp`: slot, local address, remote address, state (0A: LISTEN).
-fn is_listener(line: &str, wanted: &str) -> bool {
-    let mut fields = line.split_whitespace().skip(1);
-    let (local, state) = (fields.next(), fields.nth(1));
-    state == Some("0A") && local.is_some_and(|local| format!("{local} ").ends_with(wanted))
+/// What a line of `/proc/net/tcp` says of a socket: addresses and state in hexadecimal (0A: LISTEN, 02: SYN_SENT).
+struct Socket {
+    local: String,
+    remote: String,
+    state: String,
+}
+
+fn socket(line: &str) -> Option<Socket> {
+    let mut fields = line.split_whitespace().skip(1).map(str::to_owned);
+    Some(Socket { local: fields.next()?, remote: fields.next()?, state: fields.next()? })
 }

@@ -106,6 +106,11 @@ impl Process {
         self.child.as_ref().map_or(0, Child::id)
     }
 
+    /// The file of its standard output.
+    pub fn output(&self) -> &Path {
+        &self.out
+    }
+
     /// What it wrote to standard output so far.
     pub fn stdout(&self) -> String {
         read_lossy(&self.out)

@@ -110,7 +110,7 @@ pub(in crate::control) fn unix_seconds(time: SystemTime) -> i64 {
 }
 
 /// A time as people read it, to the second.
-pub(in crate::control) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let (format, unix) = (&time::format_description::well_known::Rfc3339, unix_seconds(time));
     let date = time::OffsetDateTime::from_unix_timestamp(unix).ok();
     date.and_then(|date| date.format(format).ok()).unwrap_or_else(|| unix.to_string())

@@ -13,5 +13,6 @@ pub use keyring::PortableSvid;
 pub use node::{NodeError, NodeIdentity, NodeSettings};
 pub(super) use workload::Signer;
 
-pub(super) use issued::{rfc3339, unix_seconds};
+pub(crate) use issued::rfc3339;
+pub(super) use issued::unix_seconds;
 pub(super) use node::keep_renewed;

@@ -1,5 +1,6 @@
 //! The node's own identity: a join token is exchanged for a node certificate once; the certificate is kept in the state
-//! directory (0600), used again after a restart, and renewed at half of its life.
+//! directory (0600), used again after a restart, and renewed at half of its life or soon after the authority began to sign
+//! under another certificate.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -14,11 +15,12 @@ use mesh_core::identity::TrustDomain;
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Status};
 
 use super::issued::{CertificateError, Issued, accept, new_key, request, rfc3339};
 use super::renewal;
+use crate::control::bundle::Bundle;
 use crate::control::dial::explain_status;
 use crate::control::status::NodeStatus;
 use crate::control::{Backoff, ControlMetrics, ControlStatus, Controller, files};
@@ -149,6 +151,24 @@ impl NodeIdentity {
     pub fn not_after(&self) -> SystemTime {
         self.issued.not_after
     }
+
+    /// Waits until it is to be renewed.
+    async fn due(&self, bundle: &Bundle) {
+        let (issued, mut issuers) = (&self.issued, bundle.issuers());
+        let now = SystemTime::now();
+        let mut at = Instant::now() + renewal::wait(self.obtained, issued.not_before, issued.not_after, now);
+        loop {
+            issuers.mark_unchanged();
+            if !bundle.is_current(&issued.key.cert) {
+                at = at.min(Instant::now() + renewal::soon(issued.not_after, SystemTime::now()));
+            }
+            tokio::select! {
+                () = sleep_until(at) => return,
+                // The sender lives as long as the bundle.
+                _ = issuers.changed() => {}
+            }
+        }
+    }
 }
 
 /// Renews the node certificate for as long as the agent lives.
@@ -156,8 +176,8 @@ pub(in crate::control) async fn keep_renewed(
     controller: Arc<Controller>,
     settings: NodeSettings,
     mut held: NodeIdentity,
-    status: Arc<ControlStatus>,
-    metrics: ControlMetrics,
+    bundle: Bundle,
+    (status, metrics): (Arc<ControlStatus>, ControlMetrics),
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let status_of = |held: &NodeIdentity| NodeStatus {
@@ -167,8 +187,7 @@ pub(in crate::control) async fn keep_renewed(
     };
     status.set_node(status_of(&held));
     loop {
-        let (issued, now) = (&held.issued, SystemTime::now());
-        sleep(renewal::wait(held.obtained, issued.not_before, issued.not_after, now)).await;
+        held.due(&bundle).await;
         held = loop {
             match renew(&controller, &settings).await {
                 Ok(renewed) => break renewed,

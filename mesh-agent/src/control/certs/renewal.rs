@@ -1,5 +1,5 @@
-//! When a certificate is renewed: at half of its life, with jitter, so that certificates that were signed together are
-//! not all renewed together.
+//! When a certificate is renewed: at half of its life, or soon after the authority began to sign under another certificate;
+//! each with jitter, so that certificates that were signed together are not all renewed together.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,9 +22,26 @@ pub(super) fn wait(
     due.duration_since(now).unwrap_or_default().max(SHORTEST)
 }
 
+/// How long to wait from `now` when the authority signs under another certificate since: all nodes learn that at once, and
+/// ask within a hundredth of what is left of the life (a quarter of an hour of a day).
+pub(super) fn soon(not_after: SystemTime, now: SystemTime) -> Duration {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    left.mul_f64(rand::rng().random_range(0.0..=0.01)).max(SHORTEST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_the_issuer_is_followed_soon_and_not_by_all_at_once() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let waits: Vec<_> = (0..200).map(|_| soon(now + Duration::from_secs(86_400), now)).collect();
+        let (first, last) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+        assert!(*last <= Duration::from_secs(864), "{last:?}");
+        assert!(*last - *first > Duration::from_secs(400), "spread: {first:?} to {last:?}");
+        assert_eq!(soon(now - Duration::from_secs(1), now), SHORTEST);
+    }
 
     #[test]
     fn the_half_of_what_is_left_counts_not_a_beginning_dated_back() {

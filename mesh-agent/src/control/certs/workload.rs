@@ -1,6 +1,6 @@
 //! Keeps an SVID for the identity of every enrolled workload of this node: obtained when the snapshot first names it,
-//! renewed at half of its life, forgotten with the last such workload. When the controller is away the old one stays
-//! until it ends, and asking goes on with growing waits.
+//! renewed at half of its life, or soon after the authority began to sign under another certificate, forgotten with the
+//! last such workload. When the controller is away the old one stays until it ends, and asking goes on with growing waits.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,12 +11,14 @@ use std::time::{Duration, SystemTime};
 use mesh_api::proto::SignWorkloadRequest;
 use mesh_api::proto::certificate_authority_client::CertificateAuthorityClient;
 use mesh_core::identity::SpiffeId;
+use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::issued::{CertificateError, Issued, accept, new_key, request, rfc3339};
 use super::keyring::Keyring;
 use super::renewal;
+use crate::control::bundle::Bundle;
 use crate::control::dial::explain_status;
 use crate::control::status::CertificateProblem;
 use crate::control::{Backoff, ControlMetrics, ControlStatus, Controller, Published};
@@ -44,6 +46,7 @@ pub(in crate::control) struct Signer {
     pub(in crate::control) published: Published,
     pub(in crate::control) svids: Arc<SvidStore>,
     pub(in crate::control) keyring: Arc<Keyring>,
+    pub(in crate::control) bundle: Bundle,
     pub(in crate::control) node: Arc<str>,
     pub(in crate::control) status: Arc<ControlStatus>,
     pub(in crate::control) metrics: ControlMetrics,
@@ -67,6 +70,7 @@ impl Signer {
         // Those that another agent handed over count from 1.
         let generation = AtomicU64::new(self.svids.all().len() as u64 + 1);
         let mut versions = self.published.watch();
+        let mut issuers = self.bundle.issuers();
         let mut slots: HashMap<SpiffeId, Slot> = HashMap::new();
         let mut attempts: JoinSet<Attempt> = JoinSet::new();
         loop {
@@ -77,6 +81,10 @@ impl Signer {
             let room = attempts.len() < MOST_AT_ONCE;
             tokio::select! {
                 changed = versions.changed() => if changed.is_err() { return },
+                changed = issuers.changed() => match changed {
+                    Ok(()) => self.hasten(&mut slots),
+                    Err(_) => return,
+                },
                 Some(joined) = attempts.join_next() => match joined {
                     Ok((identity, outcome)) => self.finish(&mut slots, identity, outcome, &generation),
                     Err(error) => {
@@ -120,13 +128,36 @@ impl Signer {
         let (backoff, now) = (self.backoff.clone(), SystemTime::now());
         match self.svids.get(identity, now) {
             Some(held) => {
-                let due =
-                    Instant::now() + renewal::wait(held.not_before, held.not_before, held.not_after, now);
+                let half = renewal::wait(held.not_before, held.not_before, held.not_after, now);
+                let due = Instant::now() + self.bounded(half, &held.key.cert, held.not_after, now);
                 Slot { due, busy: false, backoff, problem: None }
             }
             None => {
                 let problem = Some("not obtained yet".to_owned());
                 Slot { due: Instant::now(), busy: false, backoff, problem }
+            }
+        }
+    }
+
+    /// `half`, or less if the authority signs under another certificate since.
+    fn bounded(
+        &self,
+        half: Duration,
+        chain: &[CertificateDer<'static>],
+        not_after: SystemTime,
+        now: SystemTime,
+    ) -> Duration {
+        if self.bundle.is_current(chain) { half } else { half.min(renewal::soon(not_after, now)) }
+    }
+
+    /// The authority signs under another certificate: what it signed under the one before is asked for again soon. What
+    /// is under way is looked at when it arrives.
+    fn hasten(&self, slots: &mut HashMap<SpiffeId, Slot>) {
+        let (at, now) = (Instant::now(), SystemTime::now());
+        for (identity, slot) in slots.iter_mut().filter(|(_, slot)| !slot.busy) {
+            if let Some(held) = self.svids.get(identity, now) {
+                let left = slot.due.saturating_duration_since(at);
+                slot.due = at + self.bounded(left, &held.key.cert, held.not_after, now);
             }
         }
     }
@@ -161,7 +192,9 @@ impl Signer {
                 let now = SystemTime::now();
                 slot.backoff.reset();
                 slot.problem = None;
-                slot.due = Instant::now() + renewal::wait(now, issued.not_before, issued.not_after, now);
+                let half = renewal::wait(now, issued.not_before, issued.not_after, now);
+                // Another replica of the controller may not have followed yet.
+                slot.due = Instant::now() + self.bounded(half, &issued.key.cert, issued.not_after, now);
                 self.metrics.certificates_signed.inc();
                 tracing::info!(%identity, until = %rfc3339(issued.not_after), "obtained a certificate");
                 // Never repeats, also when an identity leaves the node and comes back.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mesh_common::{POD_CLOSED, Pod};
 use mesh_core::model::WorkloadUid;
 
-use super::{ConnectMode, EnrolError, LISTENERS_PER_POD, Local, NetNs, Sync, entry, load};
+use super::{EnrolError, LISTENERS_PER_POD, Local, NetNs, Sync, entry, lookups};
 
 impl Sync {
     /// Keeps `pod` closed until its enrolment succeeds.
@@ -27,7 +27,7 @@ impl Sync {
         self.pods.remove(uid);
         let (cgroup_id, index) = (pod.cgroup.id, pod.index);
         pod.netns = Some(Arc::clone(&netns));
-        let closed = closed(&pod, self.config.connect);
+        let closed = closed(&pod);
         if self.orphans.get(&cgroup_id) == Some(&closed) {
             return;
         }
@@ -35,7 +35,7 @@ impl Sync {
             self.maps.clear_listener(index * LISTENERS_PER_POD + slot);
         }
         let written = self.maps.pods.lock().insert(cgroup_id, closed, 0);
-        let attached = load::attach_lookup(&self.config, cgroup_id, index, &netns);
+        let attached = lookups::attach_lookup(&self.config, cgroup_id, index, &netns);
         match (written, attached) {
             (Ok(()), Ok(())) => {
                 tracing::error!(pod = %uid, %why, "the pod cannot be served and is kept closed");
@@ -50,7 +50,7 @@ impl Sync {
     }
 }
 
-fn closed(pod: &Local, connect: ConnectMode) -> Pod {
-    let entry = entry(pod, connect);
+fn closed(pod: &Local) -> Pod {
+    let entry = entry(pod);
     Pod { flags: entry.flags | POD_CLOSED, ..entry }
 }

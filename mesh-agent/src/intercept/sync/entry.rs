@@ -1,10 +1,9 @@
 //! What the kernel is told of a pod. In: a pod of this node, and its network namespace. Out: its `PODS` entry.
 
-use mesh_common::{POD_ENROLLED, POD_HONEST, POD_PORTS_KNOWN, Pod};
+use mesh_common::{POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, Pod};
+use mesh_core::model::{ConnectMode, Workload};
 
-use mesh_core::model::Workload;
-
-use super::{ConnectMode, Local, NetNs};
+use super::{Local, NetNs};
 use crate::intercept::maps::addr;
 
 /// The interface that has all of a pod's addresses; 0 when there is no such one: then any that a socket is bound to counts as it.
@@ -19,9 +18,10 @@ pub(super) fn interface(netns: &NetNs, workload: &Workload) -> u32 {
 }
 
 /// What the kernel is told of a pod.
-pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
-    let honest = if connect == ConnectMode::Honest { POD_HONEST } else { 0 };
+pub(super) fn entry(pod: &Local) -> Pod {
+    let honest = if pod.connect == ConnectMode::Honest { POD_HONEST } else { 0 };
     let ports = if pod.ports_known { POD_PORTS_KNOWN } else { 0 };
+    let joined = if pod.joined { POD_JOINED } else { 0 };
     let of_family = |ipv6: bool| {
         pod.addresses
             .iter()
@@ -34,7 +34,7 @@ pub(super) fn entry(pod: &Local, connect: ConnectMode) -> Pod {
         addr4: of_family(false),
         addr6: of_family(true),
         index: pod.index,
-        flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports } else { 0 },
+        flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports | joined } else { 0 },
         lost_after: pod.opens_after.map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
         interface: pod.interface,
     }

@@ -3,22 +3,25 @@
 
 use std::collections::{HashMap, HashSet};
 
+use mesh_common::{POD_ENROLLED, Pod};
 use mesh_core::model::{Workload, WorkloadUid};
 
-use super::{PodCgroup, Sync, discover, load};
+use super::{Scanned, Sync, lookups};
+
+/// Whether listeners and rules wait at the entry's index. A pod that is never held has an entry without one, and the index
+/// that it reads as is another pod's.
+pub(super) fn has_place(pod: &Pod) -> bool {
+    pod.flags & POD_ENROLLED != 0
+}
 
 impl Sync {
     /// Opens what an earlier agent closed and nobody claims: pods that are gone, or not enrolled any more. At the first
     /// time also `sk_lookup` instances of an enrolment that was never finished.
-    pub(super) fn release_orphans(
-        &mut self,
-        local: &HashMap<&WorkloadUid, &Workload>,
-        scanned: &HashMap<String, PodCgroup>,
-    ) {
+    pub(super) fn release_orphans(&mut self, local: &HashMap<&WorkloadUid, &Workload>, scanned: &Scanned) {
         let enrolled: HashSet<u64> = local
             .values()
             .filter(|workload| workload.enrolled)
-            .filter_map(|workload| discover::cgroup_of(scanned, &workload.uid))
+            .filter_map(|workload| scanned.get(&workload.uid))
             .map(|cgroup| cgroup.id)
             .collect();
         let released: Vec<_> = self.orphans.extract_if(|id, _| !enrolled.contains(id)).collect();
@@ -26,18 +29,20 @@ impl Sync {
             if let Err(error) = self.maps.pods.lock().remove(&cgroup_id) {
                 tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
             }
-            self.dismantle(cgroup_id, pod.index);
+            if has_place(&pod) {
+                self.dismantle(cgroup_id, pod.index);
+            }
         }
         if std::mem::replace(&mut self.pins_checked, true) {
             return;
         }
-        let attached = load::attached_lookups(&self.config).unwrap_or_else(|error| {
+        let attached = lookups::attached_lookups(&self.config).unwrap_or_else(|error| {
             tracing::warn!(%error, "reading the pinned sk_lookup links");
             Vec::new()
         });
         for cgroup_id in attached {
             if !enrolled.contains(&cgroup_id)
-                && let Err(error) = load::detach_lookup(&self.config, cgroup_id)
+                && let Err(error) = lookups::detach_lookup(&self.config, cgroup_id)
             {
                 tracing::warn!(cgroup_id, %error, "detaching sk_lookup of an earlier agent");
             }

@@ -1,9 +1,7 @@
 //! Pods that are not held (any more). In: the pods' cgroups, and what the kernel holds. Out: entries for pods of exempt
 //! namespaces; what was held of a pod goes to the data plane when the pod is classified, enrolled or not.
 
-use std::collections::HashMap;
-
-use super::{PodCgroup, PodEvent, Sync, discover};
+use super::{PodEvent, Scanned, Sync, discover};
 use crate::intercept::exempt;
 
 impl Sync {
@@ -16,7 +14,7 @@ impl Sync {
     }
 
     /// Lets pass what is exempt, and answers what waited for its pod to be classified.
-    pub(super) fn release(&mut self, scanned: &HashMap<String, PodCgroup>) {
+    pub(super) fn release(&mut self, scanned: &Scanned) {
         let known = self.pods.values().map(|pod| pod.cgroup.id).chain(self.orphans.keys().copied()).collect();
         if self.config.hold_unclassified {
             self.exempt.follow(&self.config.never_held, &self.maps, scanned, &known);

@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use super::connect::{parse_refusal, request};
 use super::pool::Shard;
 use super::stream;
-use crate::authorize::{Cut, CutReason};
+use crate::authorize::CutReason;
 use crate::transport::dialer::{Connect, Dialer, SILENCE};
 use crate::transport::tunnel::{Attempt, Opening};
-use crate::transport::{End, Open, Refusal, Relayed, Target, near as socket};
+use crate::transport::{End, Open, Refusal, Relayed, Target, Watch, near as socket};
 
 /// What came of the CONNECT.
 enum Answer {
@@ -32,12 +32,12 @@ pub(in crate::transport) async fn carry<C: Connect>(
     shard: Shard,
     near: TcpStream,
     replay: Bytes,
-    cut: &mut Cut,
+    watch: &mut Watch,
 ) -> Attempt {
     let answer = tokio::select! {
         biased;
         answer = ask(&target.open, target.svid.identity.namespace(), &shard) => answer,
-        reason = cut.wait() => Answer::Cut(reason),
+        reason = watch.cut.wait() => Answer::Cut(reason),
         _ = near.ready(Interest::ERROR) => Answer::NearReset,
         text = unreachable(dialer, target) => {
             shard.retire();
@@ -46,7 +46,7 @@ pub(in crate::transport) async fn carry<C: Connect>(
     };
     let end = match answer {
         Answer::Connected(send, recv) => {
-            let relayed = stream::run(near, (send, recv), replay, shard.peer(), cut).await;
+            let relayed = stream::run(near, (send, recv), replay, shard.peer(), watch).await;
             return Attempt::Over(relayed);
         }
         Answer::Refused(refusal) => {
@@ -103,9 +103,9 @@ pub(in crate::transport) async fn open<C: Connect>(
 }
 
 /// Carries one connection over a stream whose CONNECT was answered already.
-pub(in crate::transport) async fn carry_opened(asked: Asked, near: TcpStream, cut: &mut Cut) -> Attempt {
+pub(in crate::transport) async fn carry_opened(asked: Asked, near: TcpStream, watch: &mut Watch) -> Attempt {
     let Asked { shard, send, recv } = asked;
-    let relayed = stream::run(near, (send, recv), Bytes::new(), shard.peer(), cut).await;
+    let relayed = stream::run(near, (send, recv), Bytes::new(), shard.peer(), watch).await;
     Attempt::Over(relayed)
 }
 

@@ -80,7 +80,9 @@ impl ShardPool {
     /// A stream on the least loaded connection, unless another connection should be dialled.
     pub(in crate::transport) fn take(&self, key: &PoolKey) -> Option<Shard> {
         let shards = self.shards.borrow();
-        let usable = |shard: &&Rc<Connected>| !shard.dead.get() && shard.peer.check().is_ok();
+        let usable = |shard: &&Rc<Connected>| {
+            !shard.dead.get() && shard.peer.may_carry_more() && shard.peer.check().is_ok()
+        };
         let usable = shards.get(key)?.iter().filter(usable);
         let (count, least) = usable.fold((0, None::<&Rc<Connected>>), |(count, least), shard| {
             let better = least.is_none_or(|least| shard.streams.get() < least.streams.get());

@@ -94,12 +94,12 @@ async fn one<H: Admit>(
         // The dialler gave up.
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
-    let Admitted { app, mut cut, record } = match admitted {
+    let Admitted { app, mut watch, record } = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(respond, refusal.code, &refusal.message),
     };
     let relayed = match respond.send_response(Response::new(()), false) {
-        Ok(send) => stream::run(app, (send, request.into_body()), Bytes::new(), &peer, &mut cut).await,
+        Ok(send) => stream::run(app, (send, request.into_body()), Bytes::new(), &peer, &mut watch).await,
         Err(error) => {
             near::reset(app);
             let end = crate::transport::End::TunnelLost(error.to_string());

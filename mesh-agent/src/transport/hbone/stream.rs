@@ -12,10 +12,10 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::authorize::{Cut, CutReason};
+use crate::authorize::CutReason;
 use crate::identify::ProvenPeer;
 use crate::transport::buf::{BUF_BYTES, Buf};
-use crate::transport::{End, Relayed, near};
+use crate::transport::{End, Relayed, Watch, near};
 
 /// Rounds before other connections of this worker get their turn.
 const ROUNDS: usize = 16;
@@ -56,7 +56,7 @@ pub(super) async fn run(
     (send, recv): (SendStream<Bytes>, RecvStream),
     replay: Bytes,
     peer: &ProvenPeer,
-    cut: &mut Cut,
+    Watch { cut, meter }: &mut Watch,
 ) -> Relayed {
     let mut stream = Stream {
         near: &near,
@@ -84,7 +84,9 @@ pub(super) async fn run(
                 return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
             }
             stream.near_failed = stream.near_failed || alarm.as_mut().poll(cx).is_ready();
-            stream.poll(cx)
+            let polled = stream.poll(cx);
+            meter.note(stream.from_near, stream.to_near);
+            polled
         })
         .await
     };

@@ -8,12 +8,11 @@ use tokio::net::TcpStream;
 use super::frame::Frame;
 use super::link::{Control, Link};
 use super::relay::{Begin, Finish, lost, run};
-use crate::authorize::Cut;
 use crate::sys;
 use crate::transport::dialer::{Connect, Dialer, SILENCE};
 use crate::transport::key::PoolKey;
 use crate::transport::tunnel::{Attempt, Opening};
-use crate::transport::{End, Open, Relayed, Target, near as socket};
+use crate::transport::{End, Open, Relayed, Target, Watch, near as socket};
 
 /// A leased connection on its way to be used.
 #[derive(Debug)]
@@ -31,9 +30,9 @@ pub(in crate::transport) async fn carry<C: Connect>(
     lease: Lease,
     near: TcpStream,
     replay: Bytes,
-    cut: &mut Cut,
+    watch: &mut Watch,
 ) -> Attempt {
-    go(dialer, target, lease, (near, Begin::Open(target.open, replay)), cut).await
+    go(dialer, target, lease, (near, Begin::Open(target.open, replay)), watch).await
 }
 
 /// Carries one connection over a lease whose far side said OPENED already.
@@ -42,9 +41,9 @@ pub(in crate::transport) async fn carry_opened<C: Connect>(
     target: &Target,
     lease: Lease,
     near: TcpStream,
-    cut: &mut Cut,
+    watch: &mut Watch,
 ) -> Attempt {
-    go(dialer, target, lease, (near, Begin::Answered), cut).await
+    go(dialer, target, lease, (near, Begin::Answered), watch).await
 }
 
 /// Says OPEN and waits for the answer, before there is a near socket.
@@ -104,10 +103,10 @@ async fn go<C: Connect>(
     target: &Target,
     lease: Lease,
     (near, begin): (TcpStream, Begin),
-    cut: &mut Cut,
+    watch: &mut Watch,
 ) -> Attempt {
     let Lease { mut link, key, warm } = lease;
-    let ran = run(&mut link, &near, begin, cut, dialer.unreachable(target)).await;
+    let ran = run(&mut link, &near, begin, watch, dialer.unreachable(target)).await;
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {
         Finish::Clean => {

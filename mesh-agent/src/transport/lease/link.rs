@@ -55,7 +55,7 @@ impl Link {
 
     /// Looks at what arrived while the connection was idle. Costs no system call when nothing did.
     pub(super) fn check_idle(&mut self) -> Idle {
-        if self.draining || self.peer.check().is_err() {
+        if self.draining || !self.peer.may_carry_more() || self.peer.check().is_err() {
             return Idle::Dead;
         }
         let mut cx = Context::from_waker(Waker::noop());

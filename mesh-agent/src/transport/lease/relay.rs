@@ -15,9 +15,9 @@ use tokio::net::TcpStream;
 
 use super::flow::{Flow, Role};
 use super::link::Link;
-use crate::authorize::{Cut, CutReason};
+use crate::authorize::CutReason;
 use crate::transport::dialer::SILENCE;
-use crate::transport::{Open, Refusal};
+use crate::transport::{Open, Refusal, Watch};
 
 /// Which end of the tunnel this is, and what the connection begins with.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub(super) async fn run(
     link: &mut Link,
     near: &TcpStream,
     begin: Begin,
-    cut: &mut Cut,
+    Watch { cut, meter }: &mut Watch,
     doubt: impl Future<Output = String>,
 ) -> Ran {
     let Link { tcp, tls, decoder, draining, peer, .. } = link;
@@ -106,7 +106,11 @@ pub(super) async fn run(
                     return Poll::Ready(Finish::Lost(text));
                 }
             }
-            flow.poll(cx)
+            let polled = flow.poll(cx);
+            if !flow.opening {
+                meter.note(flow.from_near, flow.to_near);
+            }
+            polled
         })
         .await
     };

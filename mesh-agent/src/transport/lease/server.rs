@@ -75,7 +75,7 @@ async fn one<H: Admit>(mut link: Box<Link>, peer: &ProvenPeer, handler: &H, open
         admitted = handler.admit(&peer.identity, Protocol::Ferromesh, open) => Some(admitted),
         () = abandoned(&mut link) => None,
     };
-    let Admitted { app, mut cut, record } = match admitted {
+    let Admitted { app, mut watch, record } = match admitted {
         None => {
             link.abort(false);
             return None;
@@ -83,7 +83,7 @@ async fn one<H: Admit>(mut link: Box<Link>, peer: &ProvenPeer, handler: &H, open
         Some(Err(refusal)) => return refuse(link, refusal).await,
         Some(Ok(admitted)) => admitted,
     };
-    let ran = run(&mut link, &app, Begin::Opened, &mut cut, std::future::pending()).await;
+    let ran = run(&mut link, &app, Begin::Opened, &mut watch, std::future::pending()).await;
     let (end, free) = match ran.finish {
         Finish::Clean => (End::Finished, Some(link)),
         // The dialler may have leased the connection again already.

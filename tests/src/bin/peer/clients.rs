@@ -250,6 +250,24 @@ pub(crate) fn ticker(to: SocketAddr, text: &str, every_ms: u64) -> Result<()> {
     }
 }
 
+/// Asks and hears a byte on one connection until the time is over or it fails.
+pub(crate) fn pulse(to: SocketAddr, seconds: u64, every_ms: u64) -> Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (start, mut beats) = (Instant::now(), 0_u64);
+    let mut outcome = "ok".to_owned();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let beat = stream.write_all(b".").and_then(|()| stream.read_exact(&mut [0]));
+        if let Err(error) = beat {
+            outcome = name_of(&error);
+            break;
+        }
+        beats += 1;
+        thread::sleep(Duration::from_millis(every_ms));
+    }
+    Ok(json!({ "outcome": outcome, "beats": beats, "ms": millis(start) }))
+}
+
 fn ask_once(to: SocketAddr, text: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;

@@ -4,6 +4,7 @@
 //! subcommand `run` is how programs get into a pod: it joins a cgroup and a network namespace, then becomes the program.
 
 mod clients;
+mod datagrams;
 mod load;
 mod run;
 mod scenes;
@@ -31,6 +32,13 @@ enum Task {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Sends back datagrams.
+    UdpEcho {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Sends datagrams and counts what became of them.
+    Datagrams(datagrams::Datagrams),
     /// Speaks first, then echoes.
     Banner {
         #[arg(long)]
@@ -134,6 +142,15 @@ enum Task {
         #[arg(long)]
         seconds: f64,
     },
+    /// One connection that asks an echo server for a byte every so often; tells how it ended.
+    Pulse {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        seconds: u64,
+        #[arg(long, default_value_t = 20)]
+        every_ms: u64,
+    },
     /// Measures new connections a second to `once`: connect, one byte each way, close.
     Rate {
         #[arg(long)]
@@ -158,6 +175,7 @@ fn main() -> anyhow::Result<()> {
     let answer = match Arguments::parse().command {
         Task::Run(task) => return task.run(),
         Task::Echo { listen } => return servers::echo(listen),
+        Task::UdpEcho { listen } => return datagrams::echo(listen),
         Task::Banner { listen, text } => return servers::banner(listen, &text),
         Task::Names { listen } => return servers::names(listen),
         Task::ExactServer { listen } => return servers::exact(listen),
@@ -165,8 +183,10 @@ fn main() -> anyhow::Result<()> {
         Task::Sink { listen } => return servers::sink(listen),
         Task::Hog { to, count, half_handshake } => return load::hog(to, count, half_handshake),
         Task::Ticker { to, text, every_ms } => return clients::ticker(to, &text, every_ms),
+        Task::Pulse { to, seconds, every_ms } => clients::pulse(to, seconds, every_ms)?,
         Task::AcceptLoop { listen, count, threads } => servers::accept_loop(listen, count, threads)?,
         Task::Talk(talk) => talk.run()?,
+        Task::Datagrams(datagrams) => datagrams.run()?,
         Task::Exact { to, bytes } => clients::exact(to, bytes)?,
         Task::Hold { to, count } => clients::hold(to, count)?,
         Task::Storm { to, count, threads, reset } => clients::storm(to, count, threads, reset)?,
