@@ -3,8 +3,8 @@
 
 mod near;
 mod released;
+mod verdict;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,14 +18,12 @@ use crate::accept::{self, Accepted};
 use crate::authorize::{self, Cut, Permit, SourcePermit};
 use crate::balance::Asker;
 use crate::dataplane::{PodState, Worker};
-use crate::identify::HandshakeFailure;
 use crate::intercept::Held;
 use crate::observe::{self, Facts, Outcome, Record, Reporter, Side};
 use crate::route::{self, Routed};
-use crate::transport::{
-    self, End, NotOpened, Open, OpenError, Protocol, Refusal, RefusalCode, Relayed, Target, Tunnel, Watch,
-};
+use crate::transport::{self, End, NotOpened, Open, Protocol, Relayed, Target, Tunnel, Watch};
 use near::{Failure, Near};
+use verdict::{Attempt, FAR, NEAR, finish, not_connected, open_failed, refused};
 
 pub(crate) use released::release;
 
@@ -37,10 +35,6 @@ const MOST_ENDPOINTS: usize = 3;
 const AGREEING: Duration = Duration::from_millis(1500);
 const AGREEING_POLL: Duration = Duration::from_millis(20);
 
-/// What a reset is called here: the near socket is the client's.
-const NEAR: &str = "reset_by_client";
-const FAR: &str = "reset_by_server";
-
 /// A connection whose source is known and whose destination has candidates.
 struct Plan {
     client: SocketAddr,
@@ -48,16 +42,6 @@ struct Plan {
     source: SourcePermit,
     routed: Routed,
     pod: Arc<PodState>,
-}
-
-/// What came of one endpoint.
-enum Attempt {
-    /// The connection is over.
-    Over(Outcome),
-    /// Nothing was sent; another endpoint may do.
-    Elsewhere(Near, Failure),
-    /// Nothing was sent, and no other endpoint would do better.
-    Hopeless(Near, Failure),
 }
 
 /// One endpoint that was picked.
@@ -289,15 +273,6 @@ async fn open_first(
     }
 }
 
-/// Connecting back failed: the client is gone, or this agent is short of something and the client asks again.
-fn not_connected(held: Held, error: &io::Error) -> Attempt {
-    if error.kind() == io::ErrorKind::ConnectionRefused {
-        return Attempt::Over(Outcome::gave_up());
-    }
-    tracing::warn!(client = %held.client(), %error, "a waiting client could not be connected");
-    Attempt::Hopeless(Near::Held(held), Failure::passing(Outcome::dial(error)))
-}
-
 /// Outside the mesh, or a pod that is not enrolled: plain TCP from the pod's network namespace.
 async fn plain(
     worker: &Worker,
@@ -335,54 +310,4 @@ async fn plain(
     let relayed = transport::plain::relay(io, far, replay, watch).await;
     drop(registered);
     finish(relayed, record)
-}
-
-/// No tunnel came to be: whose fault it is decides whether another endpoint may do.
-fn open_failed(worker: &Worker, near: Near, error: &OpenError) -> Attempt {
-    let failure = Failure::from(error);
-    match error {
-        OpenError::Dial { source, .. } if is_ours(source) => Attempt::Hopeless(near, failure),
-        OpenError::Dial { .. } | OpenError::Unanswered { .. } | OpenError::Timeout { .. } => {
-            Attempt::Elsewhere(near, failure)
-        }
-        OpenError::Handshake { reason, .. } => {
-            worker.ctx.metrics.handshake_failed(reason.code());
-            let ours = matches!(reason, HandshakeFailure::OwnExpired | HandshakeFailure::Config(_));
-            if ours { Attempt::Hopeless(near, failure) } else { Attempt::Elsewhere(near, failure) }
-        }
-        OpenError::WrongIdentity { .. } => {
-            worker.ctx.metrics.handshake_failed(error.code());
-            Attempt::Elsewhere(near, failure)
-        }
-    }
-}
-
-/// Out of file descriptors, ports or memory: the next endpoint would meet the same.
-fn is_ours(error: &io::Error) -> bool {
-    let exhausted = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::NOBUFS];
-    rustix::io::Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
-}
-
-/// Notes what was carried; a refusal before the first byte allows another endpoint.
-fn finish(relayed: Relayed, record: &mut Record) -> Attempt {
-    let outcome = Outcome::of_end(&relayed.end, NEAR, FAR);
-    match relayed.end {
-        End::Refused { refusal, near: io, replay } => refused(Near::Accepted { io, replay }, &refusal),
-        _ => {
-            record.carried(relayed.to_near, relayed.from_near);
-            Attempt::Over(outcome)
-        }
-    }
-}
-
-/// The far agent refused before the first byte.
-fn refused(near: Near, refusal: &Refusal) -> Attempt {
-    let failure = Failure::far(refusal);
-    match refusal.code {
-        RefusalCode::Denied | RefusalCode::BadDestination => Attempt::Hopeless(near, failure),
-        RefusalCode::ConnectionRefused
-        | RefusalCode::Unreachable
-        | RefusalCode::Draining
-        | RefusalCode::Overloaded => Attempt::Elsewhere(near, failure),
-    }
 }
