@@ -30,6 +30,11 @@ pub(crate) use released::release;
 /// How many distinct endpoints of a service are tried before the client is told.
 const MOST_ENDPOINTS: usize = 3;
 
+/// How long an endpoint may leave a SYN unanswered while another one could be asked: a pod that is gone is silent, and its
+/// node hears of it before this one, or the controller is away. Less than the kernel waits before it sends a SYN again, so
+/// that a client's patience of a second or two is enough for [`MOST_ENDPOINTS`].
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// How long a connection waits until two nodes agree on a pod that joins the mesh or leaves it: its own node may hear of it
 /// earlier, or take a moment to serve it. Until then a tunnel is the only way there, and is refused.
 const AGREEING: Duration = Duration::from_millis(1500);
@@ -48,6 +53,8 @@ struct Plan {
 struct Endpoint<'a> {
     address: SocketAddr,
     permit: &'a Permit,
+    /// How long TCP may take to connect.
+    patience: Duration,
 }
 
 /// Carries one connection that `accept::outbound` took.
@@ -128,11 +135,14 @@ async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record
         let picked = balancer.pick(&plan.routed, asker, &tried, rand::random(), Instant::now());
         let Some(candidate) = picked else { break };
         let load = balancer.enter(candidate.address);
-        match attempt(worker, plan, candidate, near, record).await {
+        let asked = tried.len() + 1;
+        let last_one = asked == MOST_ENDPOINTS || asked >= plan.routed.candidates.len();
+        let patience = if last_one { worker.ctx.config.dial_timeout } else { PATIENCE };
+        match attempt(worker, plan, (candidate, patience), near, record).await {
             Attempt::Elsewhere(same, failure) => {
                 let reason = &failure.outcome.reason;
                 tracing::debug!(endpoint = %candidate.address, %reason, "an endpoint failed");
-                (near, last) = (same, failure);
+                (near, last) = (same, last.then(failure));
             }
             done => return done,
         }
@@ -146,7 +156,7 @@ async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record
 async fn attempt(
     worker: &Worker,
     plan: &Plan,
-    candidate: &Candidate,
+    (candidate, patience): (&Candidate, Duration),
     near: Near,
     record: &mut Record,
 ) -> Attempt {
@@ -174,7 +184,7 @@ async fn attempt(
     };
     drop(snapshot);
     record.facts.audit = permit.audit().to_vec();
-    let endpoint = Endpoint { address: candidate.address, permit: &permit };
+    let endpoint = Endpoint { address: candidate.address, permit: &permit, patience };
     match in_mesh {
         Some(workload) => tunnel(worker, plan, &endpoint, (Arc::clone(workload), near), record).await,
         None => plain(worker, plan, &endpoint, near, record).await,
@@ -202,7 +212,8 @@ async fn tunnel(
         None => return Attempt::Over(Outcome::no_certificate(plan.source.identity())),
     };
     let open = Open { destination: endpoint.address, client: plan.client };
-    let target = Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open };
+    let target =
+        Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open, patience: endpoint.patience };
     let tunnel = match near.while_waiting(worker.dialer.connect(&target)).await {
         Some(Ok(tunnel)) => tunnel,
         Some(Err(error)) => return open_failed(worker, near, &error),
@@ -282,7 +293,7 @@ async fn plain(
     record: &mut Record,
 ) -> Attempt {
     record.facts.protocol = Some(Protocol::Plain);
-    let dial = tokio::time::timeout(worker.ctx.config.dial_timeout, plan.pod.net.dial(endpoint.address));
+    let dial = tokio::time::timeout(endpoint.patience, plan.pod.net.dial(endpoint.address));
     let far = match near.while_waiting(dial).await {
         Some(Ok(Ok(far))) => far,
         Some(Ok(Err(error))) => return Attempt::Elsewhere(near, Failure::dial(&error)),

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::apps;
 use mesh_tests::manifests::ServiceSpec;
 use mesh_tests::mesh::Mesh;
-use mesh_tests::world::{Pod, Process};
+use mesh_tests::world::{Pod, Process, netns};
 use serde_json::{Value, json};
 
 use crate::shop::text;
@@ -95,6 +95,26 @@ fn session_affinity_keeps_a_client_with_its_endpoint() -> Result<()> {
         ensure!(seen.len() == 1 && seen.keys().all(|name| name.len() == 1), "{seen:?}");
         Ok(())
     })
+}
+
+#[test]
+fn endpoints_that_fall_silent_cost_a_client_no_connection() -> Result<()> {
+    let servers = servers(&Value::Null, [true, true, true])?;
+    // From now on there are warm tunnels to all three.
+    servers.until_only(&["a", "b", "c"])?;
+    // What comes for `b` and `c` is dropped without a word, as on a node that has taken their network away.
+    let gone = servers.pods[1..].iter().map(|pod| format!("route add blackhole {}/32", pod.v4));
+    netns::batch(&servers.mesh.world.node(1).netns, &gone.collect::<Vec<_>>())?;
+    let mut longest: f64 = 0.0;
+    for _ in 0..15 {
+        // As patient as an impatient client.
+        let to = format!("{VIP}:80");
+        let told = servers.client.peer(&["talk", "--to", &to, "--nonblocking", "--timeout-ms", "2500"])?;
+        ensure!(text(&told["received"]).contains(&format!("{}]", servers.pods[0].v4)), "{told}");
+        longest = longest.max(told["connect_ms"].as_f64().unwrap_or_default());
+    }
+    ensure!(longest > 400.0, "no silent endpoint was tried: {longest} ms");
+    Ok(())
 }
 
 #[test]

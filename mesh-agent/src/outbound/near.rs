@@ -97,6 +97,12 @@ impl Failure {
         Self::new(Outcome::dial(error), of_io(error))
     }
 
+    /// After this one, of another endpoint: where one was silent the client asks again, for that one may answer yet.
+    pub(super) fn then(self, next: Self) -> Self {
+        let answer = if self.answer == Answer::Silence { Answer::Silence } else { next.answer };
+        Self { answer, ..next }
+    }
+
     /// The far agent refused.
     pub(super) fn far(refusal: &Refusal) -> Self {
         let answer = match refusal.code {

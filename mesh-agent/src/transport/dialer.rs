@@ -96,6 +96,11 @@ impl Default for DialerSettings {
 /// How long a warm tunnel may stay silent about a connection before the far agent is doubted.
 pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
+/// The same, where a dial is given up after `limit`.
+pub(super) fn silence(limit: Duration) -> Duration {
+    SILENCE.min(limit / 2)
+}
+
 /// How often idle tunnels are looked at.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -154,10 +159,10 @@ impl<C: Connect> Dialer<C> {
         self.shards.close_where(|key| key.source_pod == *pod);
     }
 
-    /// For a warm tunnel that stays silent: resolves, with the reason, when the far agent cannot be dialled any more.
+    /// For a warm tunnel that stays silent: resolves, with the reason, when the far agent cannot be dialled within `limit`.
     /// So a node that is gone is noticed as soon as a new connection would notice.
-    pub(super) async fn unreachable(&self, target: &Target) -> String {
-        match self.tcp(target).await {
+    pub(super) async fn unreachable(&self, target: &Target, limit: Duration) -> String {
+        match self.tcp(target, limit).await {
             Err(error) => error.to_string(),
             Ok(_reached) => std::future::pending().await,
         }
@@ -187,7 +192,7 @@ impl<C: Connect> Dialer<C> {
         if target.svid.not_after <= SystemTime::now() {
             return Err(failed(HandshakeFailure::OwnExpired));
         }
-        let tcp = self.tcp(target).await?;
+        let tcp = self.tcp(target, target.patience).await?;
         if let Err(error) = near::tune_tunnel(&tcp) {
             tracing::debug!(%error, "a socket option of a tunnel was refused");
         }
@@ -205,10 +210,10 @@ impl<C: Connect> Dialer<C> {
         }
     }
 
-    async fn tcp(&self, target: &Target) -> Result<TcpStream, OpenError> {
+    async fn tcp(&self, target: &Target, limit: Duration) -> Result<TcpStream, OpenError> {
         let address = target.agent();
         let dial = self.connect.connect(&target.source_pod, address);
-        match tokio::time::timeout(self.settings.dial_timeout, dial).await {
+        match tokio::time::timeout(limit.min(self.settings.dial_timeout), dial).await {
             Ok(outcome) => outcome.map_err(|source| OpenError::Dial { address, source }),
             Err(_) => Err(OpenError::Unanswered { address }),
         }

@@ -17,6 +17,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_common::PORT_MTLS;
@@ -69,6 +70,8 @@ pub struct Target {
     pub workload: Arc<Workload>,
     /// The application there, and our client.
     pub open: Open,
+    /// How long TCP may take to connect, where that is less than the dialler's own limit.
+    pub patience: Duration,
 }
 
 impl Target {

@@ -164,6 +164,7 @@ impl World {
                 destination: "10.0.0.7:8080".parse().unwrap(),
                 client: "10.0.0.3:40000".parse().unwrap(),
             },
+            patience: Duration::MAX,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The dialling end of HBONE: CONNECT on a shared connection, 2xx, then bytes. Nothing is sent ahead of the answer.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
@@ -10,7 +12,7 @@ use super::connect::{parse_refusal, request};
 use super::pool::Shard;
 use super::stream;
 use crate::authorize::CutReason;
-use crate::transport::dialer::{Connect, Dialer, SILENCE};
+use crate::transport::dialer::{Connect, Dialer, silence};
 use crate::transport::tunnel::{Attempt, Opening};
 use crate::transport::{End, Open, Refusal, Relayed, Target, Watch, near as socket};
 
@@ -39,7 +41,7 @@ pub(in crate::transport) async fn carry<C: Connect>(
         answer = ask(&target.open, target.svid.identity.namespace(), &shard) => answer,
         reason = watch.cut.wait() => Answer::Cut(reason),
         _ = near.ready(Interest::ERROR) => Answer::NearReset,
-        text = unreachable(dialer, target) => {
+        text = unreachable(dialer, target, Duration::MAX) => {
             shard.retire();
             Answer::Lost(text)
         }
@@ -83,7 +85,7 @@ pub(in crate::transport) async fn open<C: Connect>(
     let answer = tokio::select! {
         biased;
         answer = ask(&target.open, target.svid.identity.namespace(), &shard) => answer,
-        text = unreachable(dialer, target) => {
+        text = unreachable(dialer, target, target.patience) => {
             shard.retire();
             Answer::Lost(text)
         }
@@ -109,10 +111,10 @@ pub(in crate::transport) async fn carry_opened(asked: Asked, near: TcpStream, wa
     Attempt::Over(relayed)
 }
 
-/// Resolves when the far agent stayed silent and cannot be dialled any more.
-async fn unreachable<C: Connect>(dialer: &Dialer<C>, target: &Target) -> String {
-    tokio::time::sleep(SILENCE).await;
-    dialer.unreachable(target).await
+/// Resolves when the far agent stayed silent and cannot be dialled within `limit`.
+async fn unreachable<C: Connect>(dialer: &Dialer<C>, target: &Target, limit: Duration) -> String {
+    tokio::time::sleep(silence(limit)).await;
+    dialer.unreachable(target, limit).await
 }
 
 async fn ask(open: &Open, source_namespace: &str, shard: &Shard) -> Answer {

@@ -1,6 +1,7 @@
 //! The dialling end of a lease: one connection through it, and its way back to the pool.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
@@ -9,7 +10,7 @@ use super::frame::Frame;
 use super::link::{Control, Link};
 use super::relay::{Begin, Finish, lost, run};
 use crate::sys;
-use crate::transport::dialer::{Connect, Dialer, SILENCE};
+use crate::transport::dialer::{Connect, Dialer, silence};
 use crate::transport::key::PoolKey;
 use crate::transport::tunnel::{Attempt, Opening};
 use crate::transport::{End, Open, Relayed, Target, Watch, near as socket};
@@ -94,8 +95,8 @@ async fn ask(link: &mut Link, open: Open) -> io::Result<Option<Control>> {
 
 /// Resolves when the far agent stayed silent and cannot be dialled any more.
 async fn silent<C: Connect>(dialer: &Dialer<C>, target: &Target) -> String {
-    tokio::time::sleep(SILENCE).await;
-    dialer.unreachable(target).await
+    tokio::time::sleep(silence(target.patience)).await;
+    dialer.unreachable(target, target.patience).await
 }
 
 async fn go<C: Connect>(
@@ -106,7 +107,7 @@ async fn go<C: Connect>(
     watch: &mut Watch,
 ) -> Attempt {
     let Lease { mut link, key, warm } = lease;
-    let ran = run(&mut link, &near, begin, watch, dialer.unreachable(target)).await;
+    let ran = run(&mut link, &near, begin, watch, dialer.unreachable(target, Duration::MAX)).await;
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {
         Finish::Clean => {
