@@ -152,4 +152,6 @@ reasons! {
     UdpDenied = "udp_denied",
     /// connect and sendmsg of UDP: the pod's rules do not fit into the kernel's table; refused.
     UdpTableFull = "udp_table_full",
+    /// cgroup ingress: to an enrolled application, the rest of a handshake that had begun before its pod joined; passed.
+    IngressBegun = "ingress_begun",
 }

@@ -111,21 +111,28 @@ fn unanswering(pod: &Pod, client: &Pod, begins: bool) -> Result<()> {
     netns::batch(pod.netns(), &lines.map(|to| format!("route {verb} blackhole {to}")))
 }
 
-/// A gateway that nobody has the address of.
-const ABSENT: &str = "169.254.1.9";
+/// Gateways that nobody has the addresses of.
+const ABSENT: [&str; 2] = ["169.254.1.9", "fe80::9"];
 
 /// What `pod` answers waits in its kernel, for longer than a test lasts.
 fn answers_wait(pod: &Pod) -> Result<()> {
-    netns::sysctl(pod.netns(), &[("net/ipv4/neigh/eth0/mcast_solicit", "200")])?;
-    pod.run("ip", &["neigh", "flush", "to", ABSENT, "nud", "all"])?.success()?;
-    netns::batch(pod.netns(), &[format!("route replace default via {ABSENT} dev eth0 onlink")])
+    let patient = ["net/ipv4/neigh/eth0/mcast_solicit", "net/ipv6/neigh/eth0/mcast_solicit"];
+    netns::sysctl(pod.netns(), &patient.map(|key| (key, "200")))?;
+    for gateway in ABSENT {
+        pod.run("ip", &["neigh", "flush", "to", gateway, "nud", "all"])?.success()?;
+    }
+    netns::batch(
+        pod.netns(),
+        &ABSENT.map(|gateway| format!("route replace default via {gateway} dev eth0 onlink")),
+    )
 }
 
 /// What waits leaves, and whatever is answered from now on.
 fn answers_leave(pod: &Pod) -> Result<()> {
     let known = pod.run("ip", &["-j", "neigh", "show", "169.254.1.1"])?.json()?;
-    let gateway = text(&known[0]["lladdr"]);
-    netns::batch(pod.netns(), &[format!("neigh replace {ABSENT} lladdr {gateway} dev eth0 nud permanent")])
+    let node = text(&known[0]["lladdr"]);
+    let found = |gateway| format!("neigh replace {gateway} lladdr {node} dev eth0 nud permanent");
+    netns::batch(pod.netns(), &ABSENT.map(found))
 }
 
 /// Begins to dial `to`, and waits for as long as it takes.
@@ -313,4 +320,28 @@ fn what_a_pod_dialled_before_it_joined_is_still_answered() -> Result<()> {
         })?;
     }
     bail!("no client was answered")
+}
+
+#[test]
+fn a_handshake_to_a_pod_that_is_under_way_when_it_joins_is_completed() -> Result<()> {
+    // What the agents do not know is held: a pod that answers is known.
+    let shop = Shop::open_with(Options { unclassified: "hold".to_owned(), ..Options::default() }, false)?;
+    let outsider = shop.mesh.pod("plain", "outsider", 1)?;
+    shop.until_asking(&outsider, &shop.api.at(ECHO), true)?;
+    answers_wait(&shop.api)?;
+    let mut clients = Vec::new();
+    for to in [shop.api.at(ECHO), shop.api.at6(ECHO)].iter().cycle().take(6) {
+        clients.push(dialling(&outsider, to)?);
+    }
+    all_dial(&shop, &outsider, &clients)?;
+    shop.mesh.manifests.namespace("shop", true)?;
+    shop.mesh.enrolled(&[&shop.web, &shop.api])?;
+    answers_leave(&shop.api)?;
+    for client in clients {
+        echoed(&client.wait(Duration::from_secs(20))?.json()?)?;
+    }
+    let passed =
+        shop.mesh.metrics(2)?.sum("ferromesh_kernel_decisions_total", &[("reason", "ingress_begun")]);
+    ensure!(passed >= 6.0, "{passed} were still under way");
+    Ok(())
 }

@@ -6,14 +6,19 @@
 //! agent ran, a link that went. Then it is dropped, and the other side tries again. Pods that are known not to be enrolled
 //! get it; for those that nobody knows the owner chooses (`HOLD_UNCLASSIFIED`).
 //!
-//! Whether a socket listens or dials is asked of the kernel, not read from the packet: no header can hide a SYN.
+//! Where a pod that was known joins, a handshake to it may be under way: its last part passes, or the client would talk to
+//! nobody until the kernel gives the handshake up. It meets this hook with the listener. A SYN it cannot be, and without one
+//! nothing begins here: a SYN cookie of the application's is older than the enrolment, too.
+//!
+//! Whether a socket listens or dials is asked of the kernel, not read from the packet; only what is no SYN for certain is let
+//! through for it.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use mesh_common::{POD_ENROLLED, Reason};
+use mesh_common::{POD_ENROLLED, POD_JOINED, Reason};
 use mesh_ebpf::address::IPPROTO_TCP;
 use mesh_ebpf::count;
 use mesh_ebpf::heartbeat::{self, Agent};
@@ -30,6 +35,9 @@ pub(crate) static HAS_SKB_NETNS: Global<u32> = Global::new(0);
 const LISTENING: u32 = 10;
 /// Every network namespace's loopback device.
 pub(crate) const LOOPBACK_INDEX: u32 = 1;
+
+/// The flag in byte 13 of a TCP header (RFC 9293, section 3.1).
+const SYN: u8 = 2;
 
 /// The hook.
 #[cgroup_skb(ingress)]
@@ -69,6 +77,7 @@ fn decide(ctx: &SkBuffContext) -> Reason {
     match caller::pod_of_packet(ctx) {
         Some(pod) if pod.flags & POD_ENROLLED != 0 => match heartbeat::agent(pod) {
             Agent::Lost => Reason::IngressAgentLost,
+            _ if pod.flags & POD_JOINED != 0 && !may_be_syn(ctx) => Reason::IngressBegun,
             Agent::Away | Agent::Alive => Reason::IngressEnrolled,
         },
         Some(_) => Reason::IngressNotEnrolled,
@@ -76,4 +85,16 @@ fn decide(ctx: &SkBuffContext) -> Reason {
         None if caller::holds_unclassified() && HAS_SKB_NETNS.load() != 0 => Reason::IngressHeld,
         None => Reason::IngressUnclassified,
     }
+}
+
+/// Whether this TCP segment has the SYN flag, or it cannot be told (behind IPv6 extension headers).
+#[inline(always)]
+fn may_be_syn(ctx: &SkBuffContext) -> bool {
+    let Ok(first) = ctx.load::<u8>(0) else { return true };
+    let header = match first >> 4 {
+        4 => usize::from(first & 0xf) * 4,
+        6 if ctx.load::<u8>(6) == Ok(IPPROTO_TCP as u8) => 40,
+        _ => return true,
+    };
+    !ctx.load::<u8>(header + 13).is_ok_and(|flags| flags & SYN == 0)
 }
