@@ -119,8 +119,10 @@ async fn plan(
     let source = authorize::source(&worker.ctx.snapshot(), &pod.net.uid, client.ip())
         .map_err(|unknown| Failure::passing(Outcome::unknown_source(&unknown.0)))?;
     record.facts.source = Side::proven(source.workload());
-    let routed =
-        route::route(worker.ctx.known(), &source, dialled).await.map_err(|error| Failure::from(&error))?;
+    let routed = route::route(worker.ctx.known(), &source, dialled).await.map_err(|error| {
+        record.facts.service = error.service().cloned();
+        Failure::from(&error)
+    })?;
     record.facts.service.clone_from(&routed.service);
     Ok(Plan { client, dialled, source, routed, pod })
 }

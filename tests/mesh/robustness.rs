@@ -39,6 +39,30 @@ fn connections_that_their_clients_reset_burden_nobody_else() -> Result<()> {
 #[test]
 fn a_vip_without_a_ready_endpoint_fails_in_connect() -> Result<()> {
     let shop = Shop::open()?;
+    vip_fails_in_connect(&shop, || {
+        let wanted = [(names::DIALLED, "198.51.100.30:80"), (names::FLAGS, "no_endpoint")];
+        let record = shop.mesh.record(1, &wanted)?;
+        ensure!(field(&record, "service") == "shop/empty", "{record}");
+        let labels = [("response_flags", "no_endpoint"), ("destination_service", "shop/empty")];
+        let counted = shop.mesh.metrics(1)?.sum("ferromesh_tcp_connections_opened_total", &labels);
+        ensure!(counted >= 4.0, "{counted} refusals are counted");
+        Ok(())
+    })
+}
+
+/// Where connections are accepted at once the agent would know too late: the kernel refuses, and only counts.
+#[test]
+fn a_vip_without_a_ready_endpoint_fails_in_connect_where_connections_are_eager_too() -> Result<()> {
+    let shop = Shop::open_with(Options { connect: "eager".to_owned(), ..Options::default() }, true)?;
+    vip_fails_in_connect(&shop, || {
+        let counted = shop.mesh.metrics(1)?.sum(KERNEL, &[("reason", "connect_unserved")]);
+        ensure!(counted >= 4.0, "{counted} refusals are counted");
+        Ok(())
+    })
+}
+
+/// A service without an endpoint that is ready, and then with one, and again without; `counted` looks at what was refused.
+fn vip_fails_in_connect(shop: &Shop, counted: impl Fn() -> Result<()>) -> Result<()> {
     let put = |ready: bool| {
         shop.mesh.manifests.service(&ServiceSpec {
             namespace: "shop",
@@ -61,8 +85,7 @@ fn a_vip_without_a_ready_endpoint_fails_in_connect() -> Result<()> {
     shop.mesh.in_force("the service to be refused", || refused(all[0]))?;
     // Nobody has looked the others up: their first connection is refused already.
     all.iter().try_for_each(|to| refused(to))?;
-    let counted = shop.mesh.metrics(1)?.sum(KERNEL, &[("reason", "connect_unserved")]);
-    ensure!(counted >= 4.0, "{counted} refusals are counted");
+    counted()?;
     put(true)?;
     for to in all {
         shop.mesh.in_force("the service to answer", || echoed(&ask(to)?))?;

@@ -1,5 +1,5 @@
-//! Tells the kernel which virtual addresses nobody serves, so that `connect()` itself is refused. In: snapshots. Out: the
-//! entries of `UNSERVED`.
+//! Tells the kernel which virtual addresses nobody serves, so that `connect()` itself is refused where it is answered before
+//! the agent has looked (`connect: Eager`). In: snapshots. Out: the entries of `UNSERVED`.
 //!
 //! What the map cannot take is counted and refused by the agent instead: accepted, then reset.
 

@@ -46,6 +46,18 @@ pub enum RouteError {
     Lookup(#[from] LookupError),
 }
 
+impl RouteError {
+    /// The service whose address was dialled, where it is one's.
+    pub fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::NoRoute(NoRoute::NoSuchPort { service, .. } | NoRoute::NoEndpoint { service, .. }) => {
+                Some(service)
+            }
+            Self::NoRoute(NoRoute::NotLoaded(_)) | Self::Lookup(_) => None,
+        }
+    }
+}
+
 /// Finds the candidates of a connection that the pod behind `permit` made to `dst`.
 pub async fn route(known: Known<'_>, permit: &SourcePermit, dst: SocketAddr) -> Result<Routed, RouteError> {
     let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());

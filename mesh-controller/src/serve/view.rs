@@ -3,7 +3,7 @@
 //! An agent holds its own node's workloads, and for each address that it asked for whatever is there: a service with the
 //! workloads of its endpoints, a workload, or the answer that the mesh does not know it. Each workload comes with the
 //! policies that it names. Virtual addresses without an endpoint are told unasked, all of them: the kernel refuses the
-//! first connection to one already. So are the addresses that UDP rules speak of, with the workloads behind them.
+//! first eager connection to one already. So are the addresses that UDP rules speak of, with the workloads behind them.
 //!
 //! What a stream holds is found anew only when it may hold something else than before: most changes concern few streams, and
 //! most of the others replace what they hold one by one.

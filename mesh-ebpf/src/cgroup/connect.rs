@@ -2,7 +2,7 @@
 //!
 //! A connection that is left alone keeps its destination; one that is redirected keeps it in the socket's storage; one
 //! that cannot be redirected is refused, for it must not go out in plaintext; one to a virtual address without an
-//! endpoint is refused as a closed port would.
+//! endpoint, which the agent would accept before it knows, is refused as a closed port would.
 
 use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
@@ -80,7 +80,7 @@ pub(crate) fn port_of(kind: u32) -> u16 {
     if kind == SOCKET_HELD { PORT_HELD } else { PORT_OUTBOUND }
 }
 
-/// Unless nobody serves the destination: saves it, and keeps the socket's own address true. `own` is the pod's address of the family.
+/// Unless it would be accepted and nobody serves the destination: saves it, and keeps the socket's own address true. `own` is the pod's address of the family.
 #[inline(always)]
 pub(crate) fn remember(
     ctx: &SockAddrContext,
@@ -89,7 +89,8 @@ pub(crate) fn remember(
     own: Words,
 ) -> Result<(), Reason> {
     let peer = Endpoint { addr: to_addr(dst), port: port(ctx), pad: 0 };
-    if UNSERVED.get_ptr(&peer).is_some() {
+    // The agent refuses a held connection itself, and writes its record; an accepted one it could only reset.
+    if kind == SOCKET_OUTBOUND && UNSERVED.get_ptr(&peer).is_some() {
         return Err(Reason::ConnectUnserved);
     }
     if !device::release(ctx) {
