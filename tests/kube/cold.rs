@@ -2,16 +2,19 @@
 //! mesh, and without it.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::capture::Capture;
+use mesh_tests::capture::{Capture, Captured, Segment};
 use mesh_tests::mesh::Mesh;
 use mesh_tests::world::Node;
 use serde_json::json;
 
 use crate::agents;
 use crate::stage::{ECHO, SHOP, cluster, namespace, pod_with, running, running_in, until_asking};
+
+type Address = (IpAddr, u16);
 
 /// What is said to `api`, by a pod of the mesh and by a stranger.
 const OURS: &str = "said-within-the-mesh";
@@ -123,10 +126,26 @@ fn all_comes_up_from_nothing_by_itself_and_nobody_talks_around_the_mesh_meanwhil
         around.retain(|ends| !ends.iter().any(|end| opened.contains(end)));
         ensure!(
             around.is_empty(),
-            "boots {boots}: plaintext of {around:?}, opened before {held_from:?}: {opened:?}"
+            "boots {boots}: plaintext of {around:?}, opened before {held_from:?}: {opened:?}\n{}{:?}",
+            history(&captured, &around, held_from),
+            mesh.access_log(1).0.iter().filter(|record| record["protocol"] == "plain").collect::<Vec<_>>()
         );
     }
     Ok(())
+}
+
+/// What became of these connections, in milliseconds from `held_from`.
+fn history(captured: &Captured, of: &[[Address; 2]], held_from: SystemTime) -> String {
+    let theirs = |segment: &&Segment| of.contains(&[segment.from, segment.to]);
+    let line = |segment: &Segment| {
+        let after = segment
+            .at
+            .duration_since(held_from)
+            .map_or_else(|before| -before.duration().as_secs_f64(), |after| after.as_secs_f64());
+        let Segment { from, to, flags, payload, .. } = segment;
+        format!("{:.1} {from:?} -> {to:?} flags {flags:#x}, {} bytes\n", after * 1000.0, payload.len())
+    };
+    captured.segments.iter().filter(theirs).map(line).collect()
 }
 
 /// Waits until the programs are attached on both nodes, and says since when on the first, which the clients are on.
