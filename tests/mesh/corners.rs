@@ -104,7 +104,8 @@ fn beside_a_socket_load_balancer_above_the_pods_the_mesh_still_sees_the_virtual_
     let plain = shop.mesh.pod("plain", "web", 1)?;
     let node = shop.mesh.world.node(1).clone();
     let (cgroup, backend) = (node.cgroup.to_string_lossy().into_owned(), shop.api.v4.to_string());
-    let arguments = ["--cgroup", &cgroup, "--vip", VIP, "--backend", &backend];
+    let pins = node.pins.join("stand-in").to_string_lossy().into_owned();
+    let arguments = ["--cgroup", &cgroup, "--vip", VIP, "--backend", &backend, "--pins", &pins];
     let balancer = Process::start(&node.place(), "stand-in", &binary("standin")?, &arguments)?;
     shop.mesh.in_force("the stand-in to be attached", || {
         ensure!(balancer.stdout().contains("attached"), "{}", balancer.tail());

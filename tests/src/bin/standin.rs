@@ -21,13 +21,18 @@ struct Arguments {
     /// Where connections to it go
     #[arg(long)]
     backend: Ipv4Addr,
+    /// A folder of a bpffs for the maps that its object names
+    #[arg(long)]
+    pins: PathBuf,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh-standin.o");
     let (vip, backend) = (u32::from(arguments.vip).to_be(), u32::from(arguments.backend).to_be());
+    std::fs::create_dir_all(&arguments.pins).with_context(|| format!("make {}", arguments.pins.display()))?;
     let mut object = EbpfLoader::new()
+        .default_map_pin_directory(&arguments.pins)
         .override_global("VIP", &vip, true)
         .override_global("BACKEND", &backend, true)
         .load_file(&object)
