@@ -115,8 +115,8 @@ pub const POD_CLOSED: u32 = 2;
 /// Flag of [`Pod`]: `LISTENING` and `SEEDED` say on which of its ports applications listen; others are refused at once.
 pub const POD_PORTS_KNOWN: u32 = 8;
 
-/// Flag of [`Pod`], beside [`POD_ENROLLED`]: it was known not to be enrolled before, so that what it dialled then was allowed
-/// and may still be answered.
+/// Flag of [`Pod`], beside [`POD_ENROLLED`], for a minute: it was known not to be enrolled before, so that what it dialled then
+/// was allowed and may still be answered.
 pub const POD_JOINED: u32 = 16;
 
 /// An agent without a sign of life for so many seconds is away: what stays closed for it is counted.

@@ -15,6 +15,7 @@ mod interception;
 mod languages;
 mod leases;
 mod lifecycle;
+mod membership;
 mod neighbours;
 mod older;
 mod policy;

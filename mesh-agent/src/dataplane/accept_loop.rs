@@ -38,12 +38,9 @@ pub(super) async fn run(
     loop {
         wait_for_room(&worker, &pod, port).await;
         match listener.async_io(Interest::READABLE, accept).await {
-            Ok((stream, peer)) => {
+            Ok(accepted) => {
                 pause = FIRST_PAUSE;
-                let slot = pod.enter();
-                let handshaking = (port == Port::Mtls).then(|| pod.handshaking());
-                worker.descriptors().grant();
-                worker.place(Handed { stream, peer, port, pod: Arc::clone(&pod), slot, handshaking });
+                carry(&worker, &pod, port, accepted);
             }
             Err(error) if is_passing(&error) => {
                 worker.ctx.metrics.accept_failed(AcceptFailure::Aborted);
@@ -57,6 +54,27 @@ pub(super) async fn run(
             }
         }
     }
+}
+
+/// Takes what waits at a listener that is about to close: its clients are connected already.
+pub(super) fn take_the_rest(
+    worker: &Rc<Worker>,
+    pod: &Arc<PodState>,
+    port: Port,
+    listener: &AsyncFd<TcpListener>,
+) {
+    while held_back(worker, pod, port).is_none()
+        && let Ok(accepted) = accept(listener.get_ref())
+    {
+        carry(worker, pod, port, accepted);
+    }
+}
+
+fn carry(worker: &Rc<Worker>, pod: &Arc<PodState>, port: Port, (stream, peer): (TcpStream, SocketAddr)) {
+    let slot = pod.enter();
+    let handshaking = (port == Port::Mtls).then(|| pod.handshaking());
+    worker.descriptors().grant();
+    worker.place(Handed { stream, peer, port, pod: Arc::clone(pod), slot, handshaking });
 }
 
 /// Takes one connection. No runtime knows it yet: the worker that will carry it is chosen first.

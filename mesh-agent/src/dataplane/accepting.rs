@@ -7,13 +7,13 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
+use super::pod::PodState;
 use super::worker::Port;
-use crate::intercept::PodNet;
 
 /// What a worker accepts on for one pod; aborting the tasks and dropping this closes the listeners.
 #[derive(Debug)]
 pub(super) struct Accepting {
-    pub(super) pod: Arc<PodNet>,
+    pub(super) pod: Arc<PodState>,
     pub(super) listeners: Vec<(Port, Rc<AsyncFd<TcpListener>>, AbortHandle)>,
     /// Takes the pod's waiting clients.
     pub(super) held: Option<AbortHandle>,

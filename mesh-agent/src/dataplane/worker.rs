@@ -277,7 +277,7 @@ impl Worker {
         let PodListeners { outbound, inbound, mtls, held } = listeners;
         let ports: [(Port, Vec<TcpListener>); 3] =
             [(Port::Outbound, outbound), (Port::Plain, inbound), (Port::Mtls, mtls)];
-        let mut accepting = Accepting { pod: Arc::clone(&pod.net), listeners: Vec::new(), held: None };
+        let mut accepting = Accepting { pod: Arc::clone(pod), listeners: Vec::new(), held: None };
         for (port, listeners) in ports {
             for listener in listeners {
                 match sys::watch_listener(listener) {
@@ -302,10 +302,12 @@ impl Worker {
         }
     }
 
-    fn stop_accepting(&self, uid: &WorkloadUid) {
-        if let Some(old) = self.accepting.borrow_mut().remove(uid) {
-            old.stop();
+    fn stop_accepting(self: &Rc<Self>, uid: &WorkloadUid) {
+        let Some(old) = self.accepting.borrow_mut().remove(uid) else { return };
+        for (port, listener, _) in &old.listeners {
+            accept_loop::take_the_rest(self, &old.pod, *port, listener);
         }
+        old.stop();
     }
 
     fn lend(&self, to: &UnboundedSender<Lent>) {
@@ -313,7 +315,7 @@ impl Worker {
             for (port, listener, _) in listeners {
                 let copy = listener.as_fd().try_clone_to_owned().map(TcpListener::from);
                 // Whoever asked may have given up.
-                let _unwanted = to.send(Lent { pod: Arc::clone(pod), port: *port, listener: copy });
+                let _unwanted = to.send(Lent { pod: Arc::clone(&pod.net), port: *port, listener: copy });
             }
         }
     }

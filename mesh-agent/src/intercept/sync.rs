@@ -20,6 +20,7 @@ use mesh_core::snapshot::Snapshot;
 use tokio::sync::{mpsc, watch};
 
 mod closed;
+mod depart;
 mod entry;
 mod listeners;
 mod namespace;
@@ -52,6 +53,8 @@ use entry::{entry, interface};
 const SCAN: Duration = Duration::from_millis(200);
 /// How often the thread asks for a newer snapshot.
 const TICK: Duration = Duration::from_millis(20);
+/// How long what a pod began before it joined may go on: no kernel keeps a handshake longer (`tcp_synack_retries`: 63 s).
+const JOINS_FOR: Duration = Duration::from_secs(64);
 
 impl Interceptor {
     /// Starts to keep the kernel in step. Until a first snapshot (version above 0) is published, whatever an earlier
@@ -124,8 +127,8 @@ struct Local {
     connect: ConnectMode,
     /// Whether the kernel knows on which ports applications listen.
     ports_known: bool,
-    /// Whether it was known not to be enrolled before.
-    joined: bool,
+    /// When it was enrolled, if it was known not to be before.
+    joined: Option<Instant>,
     /// `Some` while it is enrolled.
     netns: Option<Arc<NetNs>>,
 }
@@ -231,66 +234,14 @@ impl Sync {
         self.holder.settle();
     }
 
-    /// Un-enrols what is gone or no longer to be enrolled.
-    fn depart(&mut self, local: &HashMap<&WorkloadUid, &Workload>) {
-        let mut leaving = Vec::new();
-        for (uid, pod) in &self.pods {
-            let inode = pod.netns.as_ref().map_or(0, |netns| netns.inode);
-            let here = match &pod.netns {
-                Some(_) => discover::still_there(&pod.cgroup, inode),
-                None => discover::still_exists(&pod.cgroup),
-            };
-            let stays = local.get(uid).is_some_and(|workload| {
-                pod.netns.is_none() || (workload.enrolled && workload.addresses == pod.addresses)
-            });
-            if !here || !stays {
-                leaving.push((uid.clone(), !here));
-            }
-        }
-        for (uid, gone) in leaving {
-            let Some(pod) = self.pods.remove(&uid) else { continue };
-            if !gone && local.get(&uid).is_some_and(|workload| workload.enrolled) {
-                // It is enrolled anew, with other addresses: closed in between, like one of an earlier agent.
-                self.orphans.insert(pod.cgroup.id, entry(&pod));
-                // When the data plane has ended there is nobody to tell.
-                let _stopping = self.send(PodEvent::Down { uid, gone });
-            } else {
-                self.leave(uid, &pod, gone);
-            }
-        }
-    }
-
-    /// Takes a pod out of the kernel: first nothing new is redirected, then nothing new is steered, then nobody listens.
-    fn leave(&mut self, uid: WorkloadUid, pod: &Local, gone: bool) {
-        if let Err(error) = self.maps.pods.lock().remove(&pod.cgroup.id) {
-            tracing::warn!(pod = %uid, %error, "removing the pod's entry");
-        }
-        let Some(netns) = &pod.netns else { return };
-        self.hub.leave(netns.cookie);
-        self.dismantle(pod.cgroup.id, pod.index);
-        tracing::info!(pod = %uid, gone, "un-enrolled");
-        // The data plane is told last; when it has ended there is nobody to tell.
-        let _stopping = self.send(PodEvent::Down { uid, gone });
-        sweep::clear(&self.maps, Some(netns.cookie));
-    }
-
-    fn dismantle(&mut self, cgroup_id: u64, index: u32) {
-        self.udp.leave(index);
-        if let Err(error) = lookups::detach_lookup(&self.config, cgroup_id) {
-            tracing::warn!(cgroup_id, %error, "detaching sk_lookup");
-        }
-        for slot in 0..LISTENERS_PER_POD {
-            self.maps.clear_listener(index * LISTENERS_PER_POD + slot);
-        }
-    }
-
     /// Enrols a pod, or records that it is not to be.
     fn arrive(&mut self, workload: &Workload, scanned: &Scanned) -> Result<(), EnrolError> {
         let known = self.pods.get_mut(&workload.uid);
         if let Some(pod) = known.filter(|pod| pod.netns.is_some() == workload.enrolled) {
             let connect = self.config.connect.of(workload.connect);
-            if (pod.opens_after, pod.connect) != (workload.opens_after(), connect) {
-                (pod.opens_after, pod.connect) = (workload.opens_after(), connect);
+            let joined = pod.joined.filter(|at| at.elapsed() < JOINS_FOR);
+            if (pod.opens_after, pod.connect, pod.joined) != (workload.opens_after(), connect, joined) {
+                (pod.opens_after, pod.connect, pod.joined) = (workload.opens_after(), connect, joined);
                 self.maps.pods.lock().insert(pod.cgroup.id, entry(pod), 0)?;
             }
             return Ok(());
@@ -310,7 +261,7 @@ impl Sync {
             interface: 0,
             connect: self.config.connect.of(workload.connect),
             ports_known: false,
-            joined: known.is_some(),
+            joined: known.map(|_| Instant::now()),
             netns: None,
         };
         if workload.enrolled {
@@ -325,10 +276,10 @@ impl Sync {
             }
             pod.netns = Some(netns);
         } else {
+            self.maps.pods.lock().insert(cgroup.id, entry(&pod), 0)?;
             if orphan.is_some() {
                 self.dismantle(cgroup.id, index);
             }
-            self.maps.pods.lock().insert(cgroup.id, entry(&pod), 0)?;
         }
         self.orphans.remove(&cgroup.id);
         self.pods.insert(workload.uid.clone(), pod);

@@ -8,8 +8,8 @@
 //! before was in order, and no connection is lost.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_skb_cgroup_id};
+use aya_ebpf::bindings::{bpf_sock, bpf_tcp_sock};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_skb_cgroup_id, bpf_tcp_sock as tcp_sock};
 use aya_ebpf::programs::SkBuffContext;
 use mesh_common::{POD_ENROLLED, POD_JOINED, Reason, SOCKET_PASSED};
 use mesh_ebpf::count;
@@ -23,7 +23,16 @@ use crate::{caller, storage};
 /// The egress hook's answer.
 #[inline(always)]
 pub(crate) fn sent(ctx: &SkBuffContext, sk: *mut bpf_sock) -> i32 {
-    verdict(ctx, sk, false)
+    verdict(ctx, sk, is_first(sk))
+}
+
+/// Whether this SYN is not one that is sent again: the kernel counts before it sends.
+#[inline(always)]
+fn is_first(sk: *mut bpf_sock) -> bool {
+    // SAFETY: `sk` is a full TCP socket.
+    let tcp: *mut bpf_tcp_sock = unsafe { tcp_sock(sk) };
+    // SAFETY: not null; this program type may read the field.
+    !tcp.is_null() && unsafe { (*tcp).total_retrans } == 0
 }
 
 /// The ingress hook's answer: `sk` waits for one to its SYN.
@@ -32,8 +41,9 @@ pub(crate) fn answered(ctx: &SkBuffContext, sk: *mut bpf_sock) -> i32 {
     verdict(ctx, sk, true)
 }
 
+/// `begun`: a pod that joins may go on with it.
 #[inline(always)]
-fn verdict(ctx: &SkBuffContext, sk: *mut bpf_sock, is_answer: bool) -> i32 {
+fn verdict(ctx: &SkBuffContext, sk: *mut bpf_sock, begun: bool) -> i32 {
     // SAFETY: the kernel gives a valid context.
     if unsafe { (*ctx.skb.skb).ifindex } == LOOPBACK_INDEX {
         // To the agent or from it, or within the pod.
@@ -42,15 +52,15 @@ fn verdict(ctx: &SkBuffContext, sk: *mut bpf_sock, is_answer: bool) -> i32 {
     if storage::of_socket(sk, None).is_some_and(|socket| socket.kind == SOCKET_PASSED) {
         return PASS;
     }
-    let Some(reason) = refusal(ctx, is_answer) else { return PASS };
+    let Some(reason) = refusal(ctx, begun) else { return PASS };
     count(reason);
     DROP
 }
 
 #[inline(always)]
-fn refusal(ctx: &SkBuffContext, is_answer: bool) -> Option<Reason> {
+fn refusal(ctx: &SkBuffContext, begun: bool) -> Option<Reason> {
     let pod = caller::pod_of_packet(ctx);
-    if pod.is_some_and(|pod| pod.flags & POD_ENROLLED == 0 || (is_answer && pod.flags & POD_JOINED != 0)) {
+    if pod.is_some_and(|pod| pod.flags & POD_ENROLLED == 0 || (begun && pod.flags & POD_JOINED != 0)) {
         return None;
     }
     // SAFETY: the helper takes this context.

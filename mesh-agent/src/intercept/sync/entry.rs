@@ -21,7 +21,7 @@ pub(super) fn interface(netns: &NetNs, workload: &Workload) -> u32 {
 pub(super) fn entry(pod: &Local) -> Pod {
     let honest = if pod.connect == ConnectMode::Honest { POD_HONEST } else { 0 };
     let ports = if pod.ports_known { POD_PORTS_KNOWN } else { 0 };
-    let joined = if pod.joined { POD_JOINED } else { 0 };
+    let joined = if pod.joined.is_some() { POD_JOINED } else { 0 };
     let of_family = |ipv6: bool| {
         pod.addresses
             .iter()
