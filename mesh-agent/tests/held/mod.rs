@@ -2,7 +2,7 @@
 //! skipped without.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_agent::intercept::{Answer, ConnectChoice, Held, Missing, NeverHeld, PodEvent, PodListeners};
 use mesh_core::model::ConnectMode;
@@ -188,6 +188,35 @@ fn a_pod_that_is_not_classified_yet_waits_and_is_answered_when_it_is_enrolled() 
     assert_eq!(outsider.heard(), None);
     assert!(node.reason("syn_held") >= 4);
     drop(runtime);
+    node.die();
+}
+
+#[test]
+fn a_process_of_another_pod_in_this_pods_namespace_waits_and_is_never_answered_as_this_pod() {
+    let Some(mut fixture) = holding("lodger", &[]) else { return };
+    fixture.connect = ConnectChoice::Node(ConnectMode::Honest);
+    let (mut pod, mut lodger) = (fixture.pod(), fixture.twin());
+    let mut node = fixture.node();
+    let runtime = follow(&node);
+    fixture.publish(true);
+    let (_net, mut listeners) = node.up();
+    for to in [OUT4, OUT6] {
+        let before = node.reason("syn_held");
+        lodger.tell(&format!("connect {}", SocketAddr::new(to, 80)));
+        let until = Instant::now() + LIMIT;
+        while node.reason("syn_held") == before {
+            assert!(Instant::now() < until, "its SYN was not held");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        pod.tell(&format!("connect {}", SocketAddr::new(to, 81)));
+        let held = held(&runtime, &mut listeners);
+        assert_eq!(held.dst, SocketAddr::new(to, 81), "the other pod's connection came out as this one's");
+        let _stream = runtime.block_on(held.connected()).unwrap();
+        assert!(pod.answer().starts_with(&format!("peer={}", SocketAddr::new(to, 81))));
+        assert_eq!(lodger.heard(), None);
+        lodger = fixture.twin();
+    }
+    drop((listeners, runtime));
     node.die();
 }
 
