@@ -9,7 +9,6 @@ mod accepting;
 mod descriptors;
 mod held;
 mod lend;
-mod pod;
 mod worker;
 
 use std::collections::HashMap;
@@ -21,13 +20,11 @@ use std::time::Duration;
 use mesh_core::model::WorkloadUid;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::carrier::{Caps, PodState};
 use crate::context::Context;
 use crate::intercept::{HeldEvents, PodEvent, PodListeners, PodNet};
 
 pub use lend::{LendError, Lender};
-use pod::Caps;
-pub(crate) use pod::{Handshaking, PodState};
-pub(crate) use worker::Worker;
 use worker::{Fleet, Order};
 
 /// How long workers get to write what was cut off before their threads end.

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 
 use crate::accept::{self, Accepted};
 use crate::authorize::{self, Permit, Registered};
+use crate::carrier::{Carrier, Handshaking, PodState};
 use crate::context::Context;
-use crate::dataplane::{Handshaking, PodState, Worker};
 use crate::observe::{AcceptFailure, Facts, Near, Outcome, Record, Reporter, Side, Speaker};
 use crate::transport::{
     self, Admit, Admitted, Open, Protocol, Refusal, RefusalCode, Relayed, ServeError, Watch,
@@ -26,33 +26,33 @@ use crate::transport::{
 
 /// Serves one connection to a pod's 15008 to its end: handshake with the pod's own SVID, then any number of OPENs.
 pub(crate) async fn serve_mtls(
-    worker: Rc<Worker>,
+    carrier: Rc<Carrier>,
     (io, peer): (TcpStream, SocketAddr),
     pod: Arc<PodState>,
     handshaking: Option<Handshaking>,
 ) {
     let peer = accept::canonical(peer);
-    let Some(workload) = worker.ctx.snapshot().workload(&pod.net.uid).cloned() else {
-        refuse(&worker.ctx, (io, peer), Side::default(), Outcome::unknown_source(&pod.net.uid));
+    let Some(workload) = carrier.ctx.snapshot().workload(&pod.net.uid).cloned() else {
+        refuse(&carrier.ctx, (io, peer), Side::default(), Outcome::unknown_source(&pod.net.uid));
         return;
     };
-    let Some(svid) = worker.ctx.svid(&workload.identity).await else {
+    let Some(svid) = carrier.ctx.svid(&workload.identity).await else {
         let outcome = Outcome::no_certificate(&workload.identity);
-        refuse(&worker.ctx, (io, peer), Side::unproven(&workload), outcome);
+        refuse(&carrier.ctx, (io, peer), Side::unproven(&workload), outcome);
         return;
     };
     let handshaking = Cell::new(handshaking);
-    let gate = Rc::new(Gate { worker: Rc::clone(&worker), pod: Arc::clone(&pod), peer, handshaking });
-    match worker.acceptor.serve(io, &svid, gate, pod.drain()).await {
+    let gate = Rc::new(Gate { carrier: Rc::clone(&carrier), pod: Arc::clone(&pod), peer, handshaking });
+    match carrier.acceptor.serve(io, &svid, gate, pod.drain()).await {
         Ok(()) => {}
         Err(ServeError::Handshake { reason, .. }) => {
-            worker.ctx.metrics.handshake_failed(reason.code());
-            let record = Record::new(&worker.ctx.metrics, unserved(peer, Side::unproven(&workload)));
+            carrier.ctx.metrics.handshake_failed(reason.code());
+            let record = Record::new(&carrier.ctx.metrics, unserved(peer, Side::unproven(&workload)));
             record.end(Outcome::handshake(&reason));
         }
         // The connections inside it have records of their own.
         Err(error @ ServeError::Tunnel { .. }) => {
-            worker.ctx.metrics.accept_failed(AcceptFailure::TunnelError);
+            carrier.ctx.metrics.accept_failed(AcceptFailure::TunnelError);
             tracing::info!(%error, pod = %pod.net.uid, "a tunnel ended early");
         }
     }
@@ -71,7 +71,7 @@ fn unserved(peer: SocketAddr, destination: Side) -> Facts {
 
 /// Decides about what comes through one tunnel.
 struct Gate {
-    worker: Rc<Worker>,
+    carrier: Rc<Carrier>,
     pod: Arc<PodState>,
     /// Who dialled 15008: the pod's address, unless something translates it.
     peer: SocketAddr,
@@ -134,7 +134,7 @@ impl Gate {
         let mut facts = Facts::new(Reporter::Destination, self.peer);
         facts.source.principal = Some(peer.clone());
         facts.protocol = Some(protocol);
-        Record::new(&self.worker.ctx.metrics, facts)
+        Record::new(&self.carrier.ctx.metrics, facts)
     }
 
     /// The stages of one OPEN, with the current snapshot.
@@ -144,7 +144,7 @@ impl Gate {
         open: Open,
         record: &mut Record,
     ) -> Result<Entered, (RefusalCode, Outcome)> {
-        let ctx = &self.worker.ctx;
+        let ctx = &self.carrier.ctx;
         let dst = accept::canonical(open.destination);
         if !accept::is_application(&self.pod.net, dst) {
             let reason = format!("{dst} is not a port of the pod's applications");
@@ -167,7 +167,7 @@ impl Gate {
         drop(snapshot);
         record.facts.audit = permit.audit().to_vec();
         let app = dial(ctx, &self.pod, (dst, client), &permit).await?;
-        match self.worker.register(&self.pod, &permit) {
+        match self.carrier.register(&self.pod, &permit) {
             Ok((registered, cut)) => Ok((app, registered, cut)),
             Err(outcome) => {
                 accept::reset(app);
@@ -180,7 +180,7 @@ impl Gate {
     /// The true client. What the peer forwards counts only when the snapshot gives that address to its identity;
     /// otherwise the client is whoever dialled.
     async fn client(&self, peer: &SpiffeId, forwarded: SocketAddr) -> SocketAddr {
-        let ctx = &self.worker.ctx;
+        let ctx = &self.carrier.ctx;
         let lookup = ctx.lookup.ensure(forwarded.ip());
         if forwarded.ip() == self.peer.ip() {
             // Nothing hangs on the answer but the client's name in log and metrics.
@@ -204,17 +204,17 @@ impl Gate {
 }
 
 /// Carries one plaintext connection that `accept::inbound_plain` took.
-pub(crate) async fn serve_plain(worker: &Worker, accepted: Accepted, pod: Arc<PodState>) {
+pub(crate) async fn serve_plain(carrier: &Carrier, accepted: Accepted, pod: Arc<PodState>) {
     let Accepted { io, client, orig_dst: dst, .. } = accepted;
     let mut facts = Facts::new(Reporter::Destination, client);
     facts.dialled = Some(dst);
     facts.endpoint = Some(dst);
     facts.protocol = Some(Protocol::Plain);
-    let mut record = Record::new(&worker.ctx.metrics, facts);
-    let outcome = match pass_plain(worker, (client, dst), &pod, &mut record).await {
+    let mut record = Record::new(&carrier.ctx.metrics, facts);
+    let outcome = match pass_plain(carrier, (client, dst), &pod, &mut record).await {
         Ok(((app, registered, cut), reason)) => {
             // Strict takes the kubelet's probes too.
-            let _heard = (reason == PlainReason::NotMeshed).then(|| hear(worker, &pod, (client, dst)));
+            let _heard = (reason == PlainReason::NotMeshed).then(|| hear(carrier, &pod, (client, dst)));
             let watch = Watch { cut, meter: record.meter(Near::Client) };
             let relayed = transport::plain::relay(io, app, Bytes::new(), watch).await;
             drop(registered);
@@ -231,24 +231,24 @@ pub(crate) async fn serve_plain(worker: &Worker, accepted: Accepted, pod: Arc<Po
 
 /// The stages of a plaintext connection.
 async fn pass_plain(
-    worker: &Worker,
+    carrier: &Carrier,
     (client, dst): (SocketAddr, SocketAddr),
     pod: &Arc<PodState>,
     record: &mut Record,
 ) -> Result<(Entered, PlainReason), Outcome> {
-    let snapshot = worker.ctx.snapshot();
+    let snapshot = carrier.ctx.snapshot();
     record.facts.source.workload = snapshot.workload_at(client.ip()).cloned();
     let workload: &Arc<Workload> =
         snapshot.workload(&pod.net.uid).ok_or_else(|| Outcome::unknown_source(&pod.net.uid))?;
     record.facts.destination = Side::unproven(workload);
     record.facts.service = workload.served.get(&dst.port()).cloned();
-    let reason = plain_reason(worker, workload, (client, dst));
+    let reason = plain_reason(carrier, workload, (client, dst));
     let permit = authorize::inbound(&snapshot, Peer::Plain(reason), client.ip(), workload, dst.port())
         .map_err(|denial| Outcome::from(&denial))?;
     drop(snapshot);
     record.facts.audit = permit.audit().to_vec();
-    let app = dial(&worker.ctx, pod, (dst, client), &permit).await.map_err(|(_, outcome)| outcome)?;
-    match worker.register(pod, &permit) {
+    let app = dial(&carrier.ctx, pod, (dst, client), &permit).await.map_err(|(_, outcome)| outcome)?;
+    match carrier.register(pod, &permit) {
         Ok((registered, cut)) => Ok(((app, registered, cut), reason)),
         Err(outcome) => {
             accept::reset(app);
@@ -259,9 +259,9 @@ async fn pass_plain(
 
 /// Notes a plaintext connection among those that strict would break, until what is given back is dropped. Beside the
 /// connection, which does not wait for the name of its client.
-fn hear(worker: &Worker, pod: &PodState, (client, dst): (SocketAddr, SocketAddr)) -> oneshot::Sender<()> {
+fn hear(carrier: &Carrier, pod: &PodState, (client, dst): (SocketAddr, SocketAddr)) -> oneshot::Sender<()> {
     let (open, ended) = oneshot::channel();
-    let (ctx, uid) = (Arc::clone(&worker.ctx), pod.net.uid.clone());
+    let (ctx, uid) = (Arc::clone(&carrier.ctx), pod.net.uid.clone());
     tokio::task::spawn_local(async move {
         let Some(workload) = ctx.snapshot().workload(&uid).cloned() else { return };
         let known = || ctx.snapshot().workload_at(client.ip()).map(|of| Speaker::Workload((&**of).into()));
@@ -281,13 +281,13 @@ fn hear(worker: &Worker, pod: &PodState, (client, dst): (SocketAddr, SocketAddr)
 
 /// Who speaks plaintext. Only where it may matter is the kernel asked.
 fn plain_reason(
-    worker: &Worker,
+    carrier: &Carrier,
     workload: &Workload,
     (client, dst): (SocketAddr, SocketAddr),
 ) -> PlainReason {
-    let kubelet = worker.ctx.kubelet.as_ref().filter(|_| workload.probes.contains(&dst.port()));
+    let kubelet = carrier.ctx.kubelet.as_ref().filter(|_| workload.probes.contains(&dst.port()));
     if kubelet.is_some_and(|kubelet| kubelet.made(client, dst)) {
-        worker.ctx.metrics.probes.inc();
+        carrier.ctx.metrics.probes.inc();
         return PlainReason::Kubelet;
     }
     PlainReason::NotMeshed

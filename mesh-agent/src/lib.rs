@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod authorize;
 pub mod balance;
+mod carrier;
 pub mod config;
 pub mod context;
 pub mod control;

@@ -17,7 +17,7 @@ use mesh_core::snapshot::Snapshot;
 use crate::accept::{self, Accepted};
 use crate::authorize::{self, Cut, Permit, SourcePermit};
 use crate::balance::Asker;
-use crate::dataplane::{PodState, Worker};
+use crate::carrier::{Carrier, PodState};
 use crate::intercept::Held;
 use crate::observe::{self, Facts, Outcome, Record, Reporter, Side};
 use crate::route::{self, Routed};
@@ -58,25 +58,25 @@ struct Endpoint<'a> {
 }
 
 /// Carries one connection that `accept::outbound` took.
-pub(crate) async fn serve(worker: &Worker, accepted: Accepted, pod: Arc<PodState>) {
+pub(crate) async fn serve(carrier: &Carrier, accepted: Accepted, pod: Arc<PodState>) {
     let Accepted { io, client, orig_dst, .. } = accepted;
-    run(worker, Near::Accepted { io, replay: Bytes::new() }, (client, orig_dst), pod).await;
+    run(carrier, Near::Accepted { io, replay: Bytes::new() }, (client, orig_dst), pod).await;
 }
 
 /// Dials for a client that waits in `connect()`, answers it as the dial ended, and carries the connection.
-pub(crate) async fn answer(worker: &Worker, held: Held, pod: Arc<PodState>) {
+pub(crate) async fn answer(carrier: &Carrier, held: Held, pod: Arc<PodState>) {
     let ends = (accept::shown(&pod.net, held.client()), accept::canonical(held.dst));
-    run(worker, Near::Held(held), ends, pod).await;
+    run(carrier, Near::Held(held), ends, pod).await;
 }
 
-async fn run(worker: &Worker, mut near: Near, ends: (SocketAddr, SocketAddr), pod: Arc<PodState>) {
+async fn run(carrier: &Carrier, mut near: Near, ends: (SocketAddr, SocketAddr), pod: Arc<PodState>) {
     let mut facts = Facts::new(Reporter::Source, ends.0);
     facts.dialled = Some(ends.1);
-    let mut record = Record::new(&worker.ctx.metrics, facts);
+    let mut record = Record::new(&carrier.ctx.metrics, facts);
     let mut before = None;
     let mut asked = Instant::now();
     let outcome = loop {
-        let (same, failure) = match once(worker, near, ends, &pod, &mut record).await {
+        let (same, failure) = match once(carrier, near, ends, &pod, &mut record).await {
             Attempt::Over(outcome) => break outcome.explained_by(before),
             Attempt::Elsewhere(near, failure) | Attempt::Hopeless(near, failure) => (near, failure),
         };
@@ -96,14 +96,14 @@ async fn run(worker: &Worker, mut near: Near, ends: (SocketAddr, SocketAddr), po
 
 /// All stages once.
 async fn once(
-    worker: &Worker,
+    carrier: &Carrier,
     near: Near,
     ends: (SocketAddr, SocketAddr),
     pod: &Arc<PodState>,
     record: &mut Record,
 ) -> Attempt {
-    match near.while_waiting(plan(worker, ends, Arc::clone(pod), record)).await {
-        Some(Ok(plan)) => carry(worker, &plan, near, record).await,
+    match near.while_waiting(plan(carrier, ends, Arc::clone(pod), record)).await {
+        Some(Ok(plan)) => carry(carrier, &plan, near, record).await,
         Some(Err(failure)) => Attempt::Hopeless(near, failure),
         None => Attempt::Over(Outcome::gave_up()),
     }
@@ -111,15 +111,15 @@ async fn once(
 
 /// Identify, and route.
 async fn plan(
-    worker: &Worker,
+    carrier: &Carrier,
     (client, dialled): (SocketAddr, SocketAddr),
     pod: Arc<PodState>,
     record: &mut Record,
 ) -> Result<Plan, Failure> {
-    let source = authorize::source(&worker.ctx.snapshot(), &pod.net.uid, client.ip())
+    let source = authorize::source(&carrier.ctx.snapshot(), &pod.net.uid, client.ip())
         .map_err(|unknown| Failure::passing(Outcome::unknown_source(&unknown.0)))?;
     record.facts.source = Side::proven(source.workload());
-    let routed = route::route(worker.ctx.known(), &source, dialled).await.map_err(|error| {
+    let routed = route::route(carrier.ctx.known(), &source, dialled).await.map_err(|error| {
         record.facts.service = error.service().cloned();
         Failure::from(&error)
     })?;
@@ -128,19 +128,19 @@ async fn plan(
 }
 
 /// Tries endpoints until one takes the connection.
-async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record) -> Attempt {
+async fn carry(carrier: &Carrier, plan: &Plan, mut near: Near, record: &mut Record) -> Attempt {
     let asker = Asker { client: plan.client.ip(), port: plan.dialled.port() };
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Failure::refused(Outcome::aborted());
     while tried.len() < MOST_ENDPOINTS {
-        let balancer = &worker.ctx.balancer;
+        let balancer = &carrier.ctx.balancer;
         let picked = balancer.pick(&plan.routed, asker, &tried, rand::random(), Instant::now());
         let Some(candidate) = picked else { break };
         let load = balancer.enter(candidate.address);
         let asked = tried.len() + 1;
         let last_one = asked == MOST_ENDPOINTS || asked >= plan.routed.candidates.len();
-        let patience = if last_one { worker.ctx.config.dial_timeout } else { PATIENCE };
-        match attempt(worker, plan, (candidate, patience), near, record).await {
+        let patience = if last_one { carrier.ctx.config.dial_timeout } else { PATIENCE };
+        match attempt(carrier, plan, (candidate, patience), near, record).await {
             Attempt::Elsewhere(same, failure) => {
                 let reason = &failure.outcome.reason;
                 tracing::debug!(endpoint = %candidate.address, %reason, "an endpoint failed");
@@ -156,7 +156,7 @@ async fn carry(worker: &Worker, plan: &Plan, mut near: Near, record: &mut Record
 
 /// Authorizes for one endpoint, and dials it as what it is.
 async fn attempt(
-    worker: &Worker,
+    carrier: &Carrier,
     plan: &Plan,
     (candidate, patience): (&Candidate, Duration),
     near: Near,
@@ -165,7 +165,7 @@ async fn attempt(
     let facts = &mut record.facts;
     facts.endpoint = Some(candidate.address);
     let behind =
-        near.while_waiting(route::enrolled_behind(worker.ctx.known(), &plan.routed, candidate)).await;
+        near.while_waiting(route::enrolled_behind(carrier.ctx.known(), &plan.routed, candidate)).await;
     let behind = match behind {
         Some(Ok(behind)) => behind,
         Some(Err(error)) => return Attempt::Elsewhere(near, Failure::from(&error)),
@@ -188,21 +188,21 @@ async fn attempt(
     record.facts.audit = permit.audit().to_vec();
     let endpoint = Endpoint { address: candidate.address, permit: &permit, patience };
     match in_mesh {
-        Some(workload) => tunnel(worker, plan, &endpoint, (Arc::clone(workload), near), record).await,
-        None => plain(worker, plan, &endpoint, near, record).await,
+        Some(workload) => tunnel(carrier, plan, &endpoint, (Arc::clone(workload), near), record).await,
+        None => plain(carrier, plan, &endpoint, near, record).await,
     }
 }
 
 /// An enrolled pod, wherever it runs: a tunnel, never plaintext.
 async fn tunnel(
-    worker: &Worker,
+    carrier: &Carrier,
     plan: &Plan,
     endpoint: &Endpoint<'_>,
     (workload, near): (Arc<Workload>, Near),
     record: &mut Record,
 ) -> Attempt {
     record.facts.protocol = None;
-    let svid = match near.while_waiting(worker.ctx.svid(plan.source.identity())).await {
+    let svid = match near.while_waiting(carrier.ctx.svid(plan.source.identity())).await {
         Some(Some(svid)) => svid,
         Some(None) => {
             return Attempt::Hopeless(
@@ -216,18 +216,18 @@ async fn tunnel(
     let open = Open { destination: endpoint.address, client: plan.client };
     let target =
         Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open, patience: endpoint.patience };
-    let tunnel = match near.while_waiting(worker.dialer.connect(&target)).await {
+    let tunnel = match near.while_waiting(carrier.dialer.connect(&target)).await {
         Some(Ok(tunnel)) => tunnel,
-        Some(Err(error)) => return open_failed(worker, near, &error),
+        Some(Err(error)) => return open_failed(carrier, near, &error),
         None => return Attempt::Over(Outcome::gave_up()),
     };
-    let (registered, cut) = match worker.register(&plan.pod, endpoint.permit) {
+    let (registered, cut) = match carrier.register(&plan.pod, endpoint.permit) {
         Ok(entered) => entered,
         Err(outcome) => {
             tunnel.release();
             if plan.pod.is_gone() {
                 // Its tunnels were closed while this one was dialled.
-                worker.dialer.close_pod(&plan.pod.net.uid);
+                carrier.dialer.close_pod(&plan.pod.net.uid);
             }
             return Attempt::Hopeless(near, Failure::refused(outcome));
         }
@@ -238,7 +238,7 @@ async fn tunnel(
             let watch = Watch { cut, meter: record.meter(observe::Near::Client) };
             tunnel.relay(io, replay, watch).await
         }
-        Near::Held(held) => match open_first(worker, tunnel, held, (cut, record)).await {
+        Near::Held(held) => match open_first(carrier, tunnel, held, (cut, record)).await {
             Ok(relayed) => relayed,
             Err(attempt) => return attempt,
         },
@@ -249,7 +249,7 @@ async fn tunnel(
 
 /// The far agent connects the application before the client is answered.
 async fn open_first(
-    worker: &Worker,
+    carrier: &Carrier,
     tunnel: Tunnel,
     held: Held,
     (mut cut, record): (Cut, &mut Record),
@@ -265,7 +265,7 @@ async fn open_first(
     let opened = match opened {
         Ok(opened) => opened,
         Err(NotOpened::Refused(refusal)) => return Err(refused(Near::Held(held), &refusal)),
-        Err(NotOpened::Dial(error)) => return Err(open_failed(worker, Near::Held(held), &error)),
+        Err(NotOpened::Dial(error)) => return Err(open_failed(carrier, Near::Held(held), &error)),
         Err(NotOpened::Lost(text)) => {
             let outcome = Outcome::of_end(&End::TunnelLost(text), NEAR, FAR);
             // Not one byte of the client's is on its way: it may be asked again.
@@ -288,7 +288,7 @@ async fn open_first(
 
 /// Outside the mesh, or a pod that is not enrolled: plain TCP from the pod's network namespace.
 async fn plain(
-    worker: &Worker,
+    carrier: &Carrier,
     plan: &Plan,
     endpoint: &Endpoint<'_>,
     near: Near,
@@ -302,7 +302,7 @@ async fn plain(
         Some(Err(_)) => return Attempt::Elsewhere(near, Failure::passing(Outcome::dial_timeout())),
         None => return Attempt::Over(Outcome::gave_up()),
     };
-    let (registered, cut) = match worker.register(&plan.pod, endpoint.permit) {
+    let (registered, cut) = match carrier.register(&plan.pod, endpoint.permit) {
         Ok(entered) => entered,
         Err(outcome) => {
             accept::reset(far);

@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::descriptors::Left;
-use super::pod::PodState;
 use super::worker::{Handed, Port, Worker};
+use crate::carrier::PodState;
 use crate::intercept::Held;
 use crate::observe::AcceptFailure;
 
@@ -43,11 +43,11 @@ pub(super) async fn run(
                 carry(&worker, &pod, port, accepted);
             }
             Err(error) if is_passing(&error) => {
-                worker.ctx.metrics.accept_failed(AcceptFailure::Aborted);
+                worker.carrier.ctx.metrics.accept_failed(AcceptFailure::Aborted);
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                worker.ctx.metrics.accept_failed(AcceptFailure::Exhausted);
+                worker.carrier.ctx.metrics.accept_failed(AcceptFailure::Exhausted);
                 tracing::warn!(pod = %pod.net.uid, ?port, %error, "accept failed; trying again after a pause");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
@@ -97,7 +97,7 @@ pub(super) async fn run_held(worker: Rc<Worker>, pod: Arc<PodState>, mut held: U
 /// loops of their own, and what the kernel queues meanwhile is bounded by the listener's backlog.
 async fn wait_for_room(worker: &Worker, pod: &PodState, port: Port) {
     let Some(reason) = held_back(worker, pod, port) else { return };
-    worker.ctx.metrics.accept_failed(reason);
+    worker.carrier.ctx.metrics.accept_failed(reason);
     if pod.tell(Instant::now()) {
         tracing::warn!(pod = %pod.net.uid, ?port, ?reason, open = pod.open(), "a pod is held back at its limit");
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::task::{AbortHandle, spawn_local};
 
-use super::pod::{PodSlot, PodState};
 use super::worker::{Busy, Fleet, Order, Worker};
+use crate::carrier::{PodSlot, PodState};
 use crate::intercept::{Held, HeldEvents};
 use crate::outbound;
 
@@ -50,7 +50,7 @@ impl Worker {
         let worker = Rc::clone(self);
         spawn_local(async move {
             let (_busy, _slot) = (busy, slot);
-            outbound::answer(&worker, held, pod).await;
+            outbound::answer(&worker.carrier, held, pod).await;
         });
     }
 
@@ -58,7 +58,7 @@ impl Worker {
         let worker = Rc::clone(self);
         spawn_local(async move {
             let _busy = busy;
-            outbound::release(&worker, held).await;
+            outbound::release(&worker.carrier, held).await;
         });
     }
 }

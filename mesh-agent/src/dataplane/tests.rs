@@ -17,6 +17,7 @@ use tokio::task::{LocalSet, spawn_local};
 use super::*;
 use crate::accept::Accepted;
 use crate::authorize::CutReason;
+use crate::carrier::Carrier;
 use crate::context::DataplaneConfig;
 use crate::fixture;
 use crate::observe::{Named, Speaker};
@@ -29,11 +30,6 @@ const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 fn context(upserts: Vec<Upsert>) -> Arc<Context> {
     let config = DataplaneConfig { workers: 2, svid_wait: Duration::from_millis(50), ..Default::default() };
     fixture::context(fixture::published(upserts), config)
-}
-
-fn lone_worker(ctx: &Arc<Context>) -> Rc<Worker> {
-    let (fleet, _inboxes) = Fleet::new(1);
-    Rc::new(Worker::new(0, Arc::clone(ctx), fleet))
 }
 
 fn pod(name: &str) -> Arc<PodState> {
@@ -121,9 +117,9 @@ async fn speaks(client: &mut TcpStream) -> bool {
 async fn an_address_outside_the_mesh_is_carried_in_plaintext() {
     local(async {
         let ctx = context(vec![web(), Upsert::Absent(LOOPBACK)]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         let (mut client, accepted) = accepted(&pod, echo().await).await;
-        let flow = spawn_local(async move { outbound::serve(&worker, accepted, pod).await });
+        let flow = spawn_local(async move { outbound::serve(&carrier, accepted, pod).await });
         assert!(speaks(&mut client).await);
         drop(client);
         flow.await.unwrap();
@@ -137,13 +133,13 @@ async fn an_endpoint_that_refuses_is_passed_over_and_a_service_without_any_reset
     local(async {
         let (dead, alive) = (refusing().await, echo().await);
         let ctx = context(vec![web(), service(&[dead, alive]), Upsert::Absent(LOOPBACK)]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         // Loaded, so that the refusing endpoint is drawn first.
         let _busy: Vec<_> = (0..9).map(|_| ctx.balancer.enter(alive)).collect();
         let (mut client, taken) = accepted(&pod, SocketAddr::new(VIP, 80)).await;
         let flow = {
-            let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
-            spawn_local(async move { outbound::serve(&worker, taken, pod).await })
+            let (carrier, pod) = (Rc::clone(&carrier), Arc::clone(&pod));
+            spawn_local(async move { outbound::serve(&carrier, taken, pod).await })
         };
         assert!(speaks(&mut client).await);
         drop(client);
@@ -151,14 +147,14 @@ async fn an_endpoint_that_refuses_is_passed_over_and_a_service_without_any_reset
 
         fixture::publish(&ctx.published, vec![service(&[dead, refusing().await])]);
         let (mut client, taken) = accepted(&pod, SocketAddr::new(VIP, 80)).await;
-        outbound::serve(&worker, taken, Arc::clone(&pod)).await;
+        outbound::serve(&carrier, taken, Arc::clone(&pod)).await;
         assert!(is_reset(&mut client).await);
         assert_eq!(closed(&ctx, "connection_refused"), 1);
 
         for (port, flags) in [(81, "no_such_port"), (80, "no_endpoint")] {
             fixture::publish(&ctx.published, vec![service(&[])]);
             let (mut client, taken) = accepted(&pod, SocketAddr::new(VIP, port)).await;
-            outbound::serve(&worker, taken, Arc::clone(&pod)).await;
+            outbound::serve(&carrier, taken, Arc::clone(&pod)).await;
             assert!(is_reset(&mut client).await);
             assert_eq!(closed(&ctx, flags), 1, "{flags}");
         }
@@ -172,10 +168,10 @@ async fn an_enrolled_pod_is_never_dialled_in_plaintext_even_behind_a_service_tha
         let server = echo().await;
         let db = Upsert::Workload(fixture::workload("db", LOOPBACK));
         let ctx = context(vec![web(), db, service(&[server])]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         for dst in [server, SocketAddr::new(VIP, 80)] {
             let (mut client, taken) = accepted(&pod, dst).await;
-            outbound::serve(&worker, taken, Arc::clone(&pod)).await;
+            outbound::serve(&carrier, taken, Arc::clone(&pod)).await;
             assert!(is_reset(&mut client).await);
         }
         assert_eq!(closed(&ctx, "no_certificate"), 2, "a tunnel was the only way");
@@ -190,9 +186,9 @@ async fn the_source_resets_what_policy_denies() {
         let db = Workload { policies: vec![fixture::policy_name()], ..fixture::workload("db", LOOPBACK) };
         let deny = Upsert::Policy(fixture::deny(server.port()));
         let ctx = context(vec![web(), deny, Upsert::Workload(db)]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         let (mut client, taken) = accepted(&pod, server).await;
-        outbound::serve(&worker, taken, pod).await;
+        outbound::serve(&carrier, taken, pod).await;
         assert!(is_reset(&mut client).await);
         assert_eq!(closed(&ctx, "denied_by_policy"), 1);
     })
@@ -204,12 +200,12 @@ async fn plaintext_is_carried_under_permissive_and_reset_under_strict() {
     local(async {
         let mut web = fixture::workload("web", POD);
         let ctx = context(vec![Upsert::Workload(web.clone())]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         let app = echo().await;
         let (mut client, taken) = accepted(&pod, app).await;
         let flow = {
-            let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
-            spawn_local(async move { inbound::serve_plain(&worker, taken, pod).await })
+            let (carrier, pod) = (Rc::clone(&carrier), Arc::clone(&pod));
+            spawn_local(async move { inbound::serve_plain(&carrier, taken, pod).await })
         };
         assert!(speaks(&mut client).await);
         drop(client);
@@ -219,7 +215,7 @@ async fn plaintext_is_carried_under_permissive_and_reset_under_strict() {
         web.mtls.default = MtlsMode::Strict;
         fixture::publish(&ctx.published, vec![Upsert::Workload(web)]);
         let (mut client, taken) = accepted(&pod, app).await;
-        inbound::serve_plain(&worker, taken, pod).await;
+        inbound::serve_plain(&carrier, taken, pod).await;
         assert!(is_reset(&mut client).await);
         assert_eq!(closed(&ctx, "strict_mtls"), 1);
     })
@@ -240,7 +236,7 @@ async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_cl
     local(async {
         let mut web = fixture::workload("web", POD);
         let ctx = context(vec![Upsert::Workload(web.clone())]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         let app = echo().await;
         let heard = || ctx.metrics.plaintext.list(&ctx.snapshot(), "n1", SystemTime::now());
         // Two clients at an address that nobody knows, then two when it is a pod's.
@@ -249,8 +245,8 @@ async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_cl
                 let (mut client, taken) = accepted(&pod, app).await;
                 let taken = Accepted { client: SocketAddr::new(VIP, 40_000), ..taken };
                 let flow = {
-                    let (worker, pod) = (Rc::clone(&worker), Arc::clone(&pod));
-                    spawn_local(async move { inbound::serve_plain(&worker, taken, pod).await })
+                    let (carrier, pod) = (Rc::clone(&carrier), Arc::clone(&pod));
+                    spawn_local(async move { inbound::serve_plain(&carrier, taken, pod).await })
                 };
                 assert!(speaks(&mut client).await);
                 until(|| heard().iter().any(|peer| peer.open == 1)).await;
@@ -280,10 +276,10 @@ async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_cl
 async fn a_connection_that_comes_to_be_after_its_pod_has_gone_is_ended() {
     local(async {
         let ctx = context(vec![web(), Upsert::Absent(LOOPBACK)]);
-        let (worker, pod) = (lone_worker(&ctx), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
         let (mut client, taken) = accepted(&pod, echo().await).await;
         pod.mark_gone();
-        outbound::serve(&worker, taken, pod).await;
+        outbound::serve(&carrier, taken, pod).await;
         assert!(is_reset(&mut client).await);
         assert_eq!(closed(&ctx, CutReason::PodGone.code()), 1);
     })

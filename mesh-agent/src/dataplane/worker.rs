@@ -22,13 +22,11 @@ use tokio::time::Instant;
 use super::accept_loop;
 use super::accepting::Accepting;
 use super::descriptors::Descriptors;
-use super::pod::{Handshaking, PodSlot, PodState};
 use crate::accept::{self, AcceptError};
-use crate::authorize::{Cut, CutReason, Live, Permit, Registered};
+use crate::carrier::{Carrier, Handshaking, PodSlot, PodState};
 use crate::context::Context;
 use crate::intercept::{Held, HeldEvents, PodListeners, PodNet};
-use crate::observe::{AcceptFailure, Outcome};
-use crate::transport::{Acceptor, Dialer, PodConnect};
+use crate::observe::AcceptFailure;
 use crate::{inbound, outbound, sys};
 
 /// A socket stays on the worker that accepted it unless another one has fewer by more than this.
@@ -176,16 +174,10 @@ impl Fleet {
 
 /// One worker's state; never leaves its thread.
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(super) struct Worker {
     pub(super) index: usize,
-    /// What all workers share.
-    pub(crate) ctx: Arc<Context>,
+    pub(super) carrier: Rc<Carrier>,
     pub(super) fleet: Arc<Fleet>,
-    /// Warm tunnels to other pods.
-    pub(crate) dialer: Rc<Dialer>,
-    /// Serves 15008.
-    pub(crate) acceptor: Rc<Acceptor>,
-    live: Rc<Live>,
     accepting: RefCell<HashMap<WorkloadUid, Accepting>>,
     /// Hands out what the kernel holds.
     pub(super) following: RefCell<Option<AbortHandle>>,
@@ -203,7 +195,7 @@ pub(super) fn spawn(
         let local = LocalSet::new();
         local.block_on(&runtime, async move {
             let worker = Rc::new(Worker::new(index, ctx, fleet));
-            spawn_local(Rc::clone(&worker.live).follow(worker.ctx.published.clone()));
+            worker.carrier.follow_policy();
             worker.follow(inbox).await;
         });
     })
@@ -211,32 +203,13 @@ pub(super) fn spawn(
 
 impl Worker {
     pub(super) fn new(index: usize, ctx: Arc<Context>, fleet: Arc<Fleet>) -> Self {
-        let dialer = Dialer::new(Arc::clone(&ctx.svids), ctx.config.dialer.clone(), PodConnect);
-        let acceptor = Acceptor::new(Arc::clone(&ctx.svids), ctx.config.acceptor.clone());
         Self {
             index,
-            ctx,
+            carrier: Carrier::new(ctx),
             fleet,
-            dialer,
-            acceptor,
-            live: Live::new(),
             accepting: RefCell::default(),
             following: RefCell::default(),
         }
-    }
-
-    /// Enters a connection that is about to carry bytes: from here on a change of policy, or the end of its pod, ends
-    /// it.
-    pub(crate) fn register(&self, pod: &PodState, permit: &Permit) -> Result<(Registered, Cut), Outcome> {
-        let entered = self
-            .live
-            .register(permit, &pod.net.uid, &self.ctx.published)
-            .map_err(|denial| Outcome::from(&denial))?;
-        // Looked at after it was entered: an order to cut the pod either finds it or was given before this.
-        if pod.is_gone() {
-            return Err(Outcome::from(&CutReason::PodGone));
-        }
-        Ok(entered)
     }
 
     async fn follow(self: Rc<Self>, mut inbox: UnboundedReceiver<Order>) {
@@ -254,20 +227,14 @@ impl Worker {
                 }
                 Order::Answer(held, pod, slot, busy) => self.answer(*held, pod, slot, busy),
                 Order::Release(held, busy) => self.release(*held, busy),
-                Order::CutPod(uid) => {
-                    self.live.cut_pod(&uid);
-                    self.dialer.close_pod(&uid);
-                }
+                Order::CutPod(uid) => self.carrier.cut_pod(&uid),
                 Order::Drain => {
                     let all: Vec<WorkloadUid> = self.accepting.borrow().keys().cloned().collect();
                     all.iter().for_each(|uid| self.stop_accepting(uid));
                     self.leave_held();
-                    self.dialer.close_idle();
+                    self.carrier.dialer.close_idle();
                 }
-                Order::CutAll => {
-                    self.live.cut_all(&CutReason::Drain);
-                    self.dialer.close_idle();
-                }
+                Order::CutAll => self.carrier.cut_all(),
                 Order::Exit => return,
             }
         }
@@ -346,14 +313,16 @@ impl Worker {
             let net = Arc::clone(&pod.net);
             match port {
                 Port::Outbound => match accept::outbound(stream, peer, net) {
-                    Ok(accepted) => outbound::serve(&worker, accepted, pod).await,
+                    Ok(accepted) => outbound::serve(&worker.carrier, accepted, pod).await,
                     Err(error) => worker.not_accepted(&error),
                 },
                 Port::Plain => match accept::inbound_plain(stream, peer, net) {
-                    Ok(accepted) => inbound::serve_plain(&worker, accepted, pod).await,
+                    Ok(accepted) => inbound::serve_plain(&worker.carrier, accepted, pod).await,
                     Err(error) => worker.not_accepted(&error),
                 },
-                Port::Mtls => inbound::serve_mtls(worker, (stream, peer), pod, handshaking).await,
+                Port::Mtls => {
+                    inbound::serve_mtls(Rc::clone(&worker.carrier), (stream, peer), pod, handshaking).await
+                }
             }
         });
     }
@@ -364,7 +333,7 @@ impl Worker {
             AcceptError::NotAnApplication { .. } => AcceptFailure::NotAnApplication,
             AcceptError::Socket(_) => AcceptFailure::Socket,
         };
-        self.ctx.metrics.accept_failed(reason);
+        self.carrier.ctx.metrics.accept_failed(reason);
         tracing::info!(%error, "a socket was not accepted");
     }
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::near::{Failure, Near};
-use super::{Attempt, Worker};
+use super::{Attempt, Carrier};
 use super::{FAR, NEAR, not_connected};
 use crate::accept;
 use crate::authorize::Cut;
@@ -13,16 +13,16 @@ use crate::observe::{self, Facts, Outcome, Record, Reporter};
 use crate::transport::{self, Protocol, Watch};
 
 /// Dials for the client, and carries the connection.
-pub(crate) async fn release(worker: &Worker, held: Held) {
-    worker.ctx.metrics.released.inc();
+pub(crate) async fn release(carrier: &Carrier, held: Held) {
+    carrier.ctx.metrics.released.inc();
     let mut facts = Facts::new(Reporter::Source, held.client());
     facts.dialled = Some(accept::canonical(held.dst));
     facts.endpoint = facts.dialled;
     facts.protocol = Some(Protocol::Plain);
-    let mut record = Record::new(&worker.ctx.metrics, facts);
+    let mut record = Record::new(&carrier.ctx.metrics, facts);
     let (mut near, mut before) = (held, None);
     let outcome = loop {
-        let (same, failure) = match once(worker, near, &mut record).await {
+        let (same, failure) = match once(carrier, near, &mut record).await {
             Attempt::Over(outcome) => break outcome.explained_by(before),
             Attempt::Elsewhere(near, failure) | Attempt::Hopeless(near, failure) => (near, failure),
         };
@@ -34,8 +34,8 @@ pub(crate) async fn release(worker: &Worker, held: Held) {
     record.end(outcome);
 }
 
-async fn once(worker: &Worker, held: Held, record: &mut Record) -> Attempt {
-    let dial = tokio::time::timeout(worker.ctx.config.dial_timeout, held.dial());
+async fn once(carrier: &Carrier, held: Held, record: &mut Record) -> Attempt {
+    let dial = tokio::time::timeout(carrier.ctx.config.dial_timeout, held.dial());
     let far = tokio::select! {
         biased;
         far = dial => far,

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::dataplane::Worker;
+use crate::carrier::Carrier;
 use crate::identify::HandshakeFailure;
 use crate::intercept::Held;
 use crate::observe::{Outcome, Record};
@@ -35,7 +35,7 @@ pub(super) fn not_connected(held: Held, error: &io::Error) -> Attempt {
 }
 
 /// No tunnel came to be: whose fault it is decides whether another endpoint may do.
-pub(super) fn open_failed(worker: &Worker, near: Near, error: &OpenError) -> Attempt {
+pub(super) fn open_failed(carrier: &Carrier, near: Near, error: &OpenError) -> Attempt {
     let failure = Failure::from(error);
     match error {
         OpenError::Dial { source, .. } if is_ours(source) => Attempt::Hopeless(near, failure),
@@ -43,12 +43,12 @@ pub(super) fn open_failed(worker: &Worker, near: Near, error: &OpenError) -> Att
             Attempt::Elsewhere(near, failure)
         }
         OpenError::Handshake { reason, .. } => {
-            worker.ctx.metrics.handshake_failed(reason.code());
+            carrier.ctx.metrics.handshake_failed(reason.code());
             let ours = matches!(reason, HandshakeFailure::OwnExpired | HandshakeFailure::Config(_));
             if ours { Attempt::Hopeless(near, failure) } else { Attempt::Elsewhere(near, failure) }
         }
         OpenError::WrongIdentity { .. } => {
-            worker.ctx.metrics.handshake_failed(error.code());
+            carrier.ctx.metrics.handshake_failed(error.code());
             Attempt::Elsewhere(near, failure)
         }
     }

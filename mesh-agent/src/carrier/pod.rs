@@ -29,13 +29,13 @@ pub(crate) struct PodState {
 
 /// What one pod may have.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caps {
+pub(crate) struct Caps {
     /// Connections open at once, all ports together.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// Connections to 15008 that have not proven who they are.
-    pub(super) handshakes: usize,
+    pub(crate) handshakes: usize,
     /// Connections that it makes in a second; as many may come at once.
-    pub(super) dials_per_second: u32,
+    pub(crate) dials_per_second: u32,
 }
 
 /// A bucket that fills with time.
@@ -57,7 +57,7 @@ impl Drop for Handshaking {
 
 /// One accepted socket of a pod.
 #[derive(Debug)]
-pub(super) struct PodSlot(Arc<PodState>);
+pub(crate) struct PodSlot(Arc<PodState>);
 
 impl Drop for PodSlot {
     fn drop(&mut self) {
@@ -66,7 +66,7 @@ impl Drop for PodSlot {
 }
 
 impl PodState {
-    pub(super) fn new(net: Arc<PodNet>, most: Caps) -> Self {
+    pub(crate) fn new(net: Arc<PodNet>, most: Caps) -> Self {
         let dials = Allowance { left: f64::from(most.dials_per_second), seen: Instant::now() };
         Self {
             net,
@@ -81,7 +81,7 @@ impl PodState {
     }
 
     /// The pod no longer exists: a connection that comes to be after this is ended by whoever registers it.
-    pub(super) fn mark_gone(&self) {
+    pub(crate) fn mark_gone(&self) {
         self.gone.store(true, Ordering::SeqCst);
     }
 
@@ -90,7 +90,7 @@ impl PodState {
     }
 
     /// Tunnels to this pod end when they are idle.
-    pub(super) fn begin_drain(&self) {
+    pub(crate) fn begin_drain(&self) {
         self.drain.0.drain();
     }
 
@@ -100,22 +100,22 @@ impl PodState {
     }
 
     /// Connections open now.
-    pub(super) fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
     /// Whether the pod has as many connections as it may have.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.open() >= self.most.connections
     }
 
     /// Whether as many strangers wait at 15008 as may.
-    pub(super) fn is_besieged(&self) -> bool {
+    pub(crate) fn is_besieged(&self) -> bool {
         self.handshakes.load(Ordering::Relaxed) >= self.most.handshakes
     }
 
     /// Whether the pod may make a connection at `now`; if so, it has made it.
-    pub(super) fn may_dial(&self, now: Instant) -> bool {
+    pub(crate) fn may_dial(&self, now: Instant) -> bool {
         let most = f64::from(self.most.dials_per_second);
         let mut dials = self.dials.lock();
         let since = now.saturating_duration_since(dials.seen).as_secs_f64();
@@ -134,7 +134,7 @@ impl PodState {
     }
 
     /// Whether the log should say again that a limit holds the pod back: once in a while.
-    pub(super) fn tell(&self, now: Instant) -> bool {
+    pub(crate) fn tell(&self, now: Instant) -> bool {
         let mut told = self.told.lock();
         let due = told.is_none_or(|at| now.saturating_duration_since(at) >= TELL_EVERY);
         if due {
@@ -144,7 +144,7 @@ impl PodState {
     }
 
     /// Counts a connection for as long as the slot lives.
-    pub(super) fn enter(self: &Arc<Self>) -> PodSlot {
+    pub(crate) fn enter(self: &Arc<Self>) -> PodSlot {
         self.open.fetch_add(1, Ordering::Relaxed);
         PodSlot(Arc::clone(self))
     }
