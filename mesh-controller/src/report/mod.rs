@@ -8,6 +8,7 @@ mod conditions;
 mod event;
 mod lease;
 mod taints;
+mod turn;
 mod writer;
 
 pub use authority::AuthorityEvents;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::lease::Leading;
+use super::turn;
 use crate::api::{ApiError, Client, MANAGER, resource};
 use crate::object::Kind;
 use crate::serve::CompiledFeed;
@@ -53,19 +54,8 @@ impl Taints {
     pub async fn run(mut self) {
         loop {
             let leading = *self.leading.borrow_and_update();
-            let failed = leading && self.round().await;
-            let pause = async {
-                match failed {
-                    true => tokio::time::sleep(RETRY).await,
-                    false => std::future::pending().await,
-                }
-            };
-            let changed = tokio::select! {
-                changed = self.feed.changed() => changed,
-                changed = self.leading.changed() => changed,
-                () = pause => Ok(()),
-            };
-            if changed.is_err() {
+            let due = if leading && self.round().await { Some(RETRY) } else { None };
+            if !turn::next(&mut self.feed, &mut self.leading, due).await {
                 return;
             }
         }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::conditions::{Report, Verdict, reports};
 use super::event::{self, Involved};
 use super::lease::Leading;
+use super::turn;
 use crate::api::{ApiError, Client, MANAGER, resource};
 use crate::object::{ApiOrigin, ObjectRef, Origin, Status};
 use crate::serve::CompiledFeed;
@@ -71,18 +72,7 @@ impl Writer {
                 self.told.clear();
                 None
             };
-            let pause = async {
-                match due {
-                    Some(after) => tokio::time::sleep(after).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let changed = tokio::select! {
-                changed = self.feed.changed() => changed,
-                changed = self.leading.changed() => changed,
-                () = pause => Ok(()),
-            };
-            if changed.is_err() {
+            if !turn::next(&mut self.feed, &mut self.leading, due).await {
                 return;
             }
         }
