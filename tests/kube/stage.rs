@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use mesh_tests::access_log::{field, names};
 use mesh_tests::kube::Cluster;
 use mesh_tests::mesh::{Mesh, Options};
@@ -119,10 +119,24 @@ pub(crate) fn pods_of(cluster: &Cluster, app: &str) -> Result<Vec<String>> {
     Ok(live.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
 }
 
+/// Waits until the servers are ready, and the Service's EndpointSlices say so: their controller may take a second longer than
+/// the Deployment's (it tries again after a second when its cache was behind), and until then nobody serves.
 pub(crate) fn rolled_out(mesh: &Mesh) -> Result<()> {
+    let cluster = cluster(mesh)?;
     let status = ["-n", SHOP, "rollout", "status", "deployment/api", "--timeout=55s"];
-    let rolled = cluster(mesh)?.kubectl(&status)?.success().map(drop);
-    rolled.with_context(|| mesh.kubelets.iter().map(|k| k.trouble()).collect::<Vec<_>>().join("\n"))
+    let rolled = cluster.kubectl(&status)?.success().map(drop);
+    rolled.with_context(|| mesh.kubelets.iter().map(|k| k.trouble()).collect::<Vec<_>>().join("\n"))?;
+    poll::until("the endpoints to be ready", MADE, || {
+        let wanted = cluster.get("deployment", SHOP, "api")?["spec"]["replicas"].as_u64();
+        let of_service =
+            ["-n", SHOP, "get", "endpointslices", "-l", "kubernetes.io/service-name=api", "-o", "json"];
+        let slices: Value = serde_json::from_str(&cluster.kubectl(&of_service)?.success()?)?;
+        let slices = slices["items"].as_array().into_iter().flatten();
+        let endpoints = slices.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).count() as u64;
+        ensure!(Some(ready) >= wanted, "{ready} of {wanted:?} are ready");
+        Ok(())
+    })
 }
 
 pub(crate) fn ask(from: &Pod) -> Result<Value> {
