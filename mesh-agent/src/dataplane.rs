@@ -7,8 +7,9 @@
 mod accept_loop;
 mod accepting;
 mod descriptors;
-mod held;
+mod fleet;
 mod lend;
+mod place;
 mod worker;
 
 use std::collections::HashMap;
@@ -24,8 +25,8 @@ use crate::carrier::{Caps, PodState};
 use crate::context::Context;
 use crate::intercept::{HeldEvents, PodEvent, PodListeners, PodNet};
 
+use fleet::{Fleet, Order};
 pub use lend::{LendError, Lender};
-use worker::{Fleet, Order};
 
 /// How long workers get to write what was cut off before their threads end.
 const CUT_GRACE: Duration = Duration::from_secs(1);

@@ -14,7 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::descriptors::Left;
-use super::worker::{Handed, Port, Worker};
+use super::fleet::{Handed, Port};
+use super::place::Place;
 use crate::carrier::PodState;
 use crate::intercept::Held;
 use crate::observe::AcceptFailure;
@@ -29,25 +30,25 @@ const FEW: usize = 32;
 
 /// Accepts for ever; stop it by aborting its task.
 pub(super) async fn run(
-    worker: Rc<Worker>,
+    place: Rc<Place>,
     pod: Arc<PodState>,
     port: Port,
     listener: Rc<AsyncFd<TcpListener>>,
 ) {
     let mut pause = FIRST_PAUSE;
     loop {
-        wait_for_room(&worker, &pod, port).await;
+        wait_for_room(&place, &pod, port).await;
         match listener.async_io(Interest::READABLE, accept).await {
             Ok(accepted) => {
                 pause = FIRST_PAUSE;
-                carry(&worker, &pod, port, accepted);
+                carry(&place, &pod, port, accepted);
             }
             Err(error) if is_passing(&error) => {
-                worker.carrier.ctx.metrics.accept_failed(AcceptFailure::Aborted);
+                place.carrier.ctx.metrics.accept_failed(AcceptFailure::Aborted);
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                worker.carrier.ctx.metrics.accept_failed(AcceptFailure::Exhausted);
+                place.carrier.ctx.metrics.accept_failed(AcceptFailure::Exhausted);
                 tracing::warn!(pod = %pod.net.uid, ?port, %error, "accept failed; trying again after a pause");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
@@ -58,23 +59,23 @@ pub(super) async fn run(
 
 /// Takes what waits at a listener that is about to close: its clients are connected already.
 pub(super) fn take_the_rest(
-    worker: &Rc<Worker>,
+    place: &Rc<Place>,
     pod: &Arc<PodState>,
     port: Port,
     listener: &AsyncFd<TcpListener>,
 ) {
-    while held_back(worker, pod, port).is_none()
+    while held_back(place, pod, port).is_none()
         && let Ok(accepted) = accept(listener.get_ref())
     {
-        carry(worker, pod, port, accepted);
+        carry(place, pod, port, accepted);
     }
 }
 
-fn carry(worker: &Rc<Worker>, pod: &Arc<PodState>, port: Port, (stream, peer): (TcpStream, SocketAddr)) {
+fn carry(place: &Rc<Place>, pod: &Arc<PodState>, port: Port, (stream, peer): (TcpStream, SocketAddr)) {
     let slot = pod.enter();
     let handshaking = (port == Port::Mtls).then(|| pod.handshaking());
-    worker.descriptors().grant();
-    worker.place(Handed { stream, peer, port, pod: Arc::clone(pod), slot, handshaking });
+    place.descriptors().grant();
+    place.put(Handed { stream, peer, port, pod: Arc::clone(pod), slot, handshaking });
 }
 
 /// Takes one connection. No runtime knows it yet: the worker that will carry it is chosen first.
@@ -85,36 +86,36 @@ fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
 }
 
 /// Takes a pod's waiting clients for ever.
-pub(super) async fn run_held(worker: Rc<Worker>, pod: Arc<PodState>, mut held: UnboundedReceiver<Held>) {
+pub(super) async fn run_held(place: Rc<Place>, pod: Arc<PodState>, mut held: UnboundedReceiver<Held>) {
     while let Some(next) = held.recv().await {
-        wait_for_room(&worker, &pod, Port::Outbound).await;
+        wait_for_room(&place, &pod, Port::Outbound).await;
         let slot = pod.enter();
-        worker.place_held(next, Arc::clone(&pod), slot);
+        place.put_held(next, Arc::clone(&pod), slot);
     }
 }
 
 /// Waits while the pod may not have another connection at this port. Others are not held up: each pod's listeners have
 /// loops of their own, and what the kernel queues meanwhile is bounded by the listener's backlog.
-async fn wait_for_room(worker: &Worker, pod: &PodState, port: Port) {
-    let Some(reason) = held_back(worker, pod, port) else { return };
-    worker.carrier.ctx.metrics.accept_failed(reason);
+async fn wait_for_room(place: &Place, pod: &PodState, port: Port) {
+    let Some(reason) = held_back(place, pod, port) else { return };
+    place.carrier.ctx.metrics.accept_failed(reason);
     if pod.tell(Instant::now()) {
         tracing::warn!(pod = %pod.net.uid, ?port, ?reason, open = pod.open(), "a pod is held back at its limit");
     }
-    while held_back(worker, pod, port).is_some() {
+    while held_back(place, pod, port).is_some() {
         tokio::time::sleep(FULL_PAUSE).await;
     }
 }
 
 /// Which limit holds the pod back, if any.
-fn held_back(worker: &Worker, pod: &PodState, port: Port) -> Option<AcceptFailure> {
+fn held_back(place: &Place, pod: &PodState, port: Port) -> Option<AcceptFailure> {
     if pod.is_full() {
         return Some(AcceptFailure::PodLimit);
     }
     if port == Port::Mtls && pod.is_besieged() {
         return Some(AcceptFailure::HandshakeLimit);
     }
-    match worker.descriptors().left() {
+    match place.descriptors().left() {
         Left::Plenty => {}
         Left::Reserve if pod.open() < FEW => {}
         Left::Reserve | Left::Nothing => return Some(AcceptFailure::DescriptorReserve),

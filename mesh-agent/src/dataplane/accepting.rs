@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
-use super::worker::Port;
+use super::fleet::Port;
 use crate::carrier::PodState;
 
 /// What a worker accepts on for one pod; aborting the tasks and dropping this closes the listeners.

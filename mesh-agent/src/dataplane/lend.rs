@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::model::WorkloadUid;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::worker::{Fleet, Lent, Order, Port};
+use super::fleet::{Fleet, Lent, Order, Port};
 use crate::intercept::{PodListeners, PodNet};
 
 /// Why the listeners could not be copied.

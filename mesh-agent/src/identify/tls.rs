@@ -1,35 +1,18 @@
-//! The TLS configurations: TLS 1.3 only, aws-lc-rs, the hybrid post-quantum key exchange first, no tickets, no
-//! resumption, no early data. An SVID and the trust bundle come in, rustls configurations go out.
+//! The TLS configurations: TLS 1.3 only, no tickets, no resumption, no early data. An SVID and the trust bundle come in, rustls
+//! configurations go out.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 
+use super::provider::provider;
 use super::verify::{ClientVerifier, ServerVerifier};
 use super::{HandshakeFailure, Svid, Trust};
-
-/// The one cryptography provider of the data plane.
-pub fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    Arc::clone(PROVIDER.get_or_init(|| {
-        let mut provider = default_provider();
-        provider.kx_groups =
-            vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-        provider.cipher_suites = vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ];
-        Arc::new(provider)
-    }))
-}
 
 /// For the dialler: shows `svid` and accepts only `expected`.
 pub fn client_config(

@@ -17,7 +17,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::HandshakeFailure;
-use super::tls::provider;
+use super::provider::provider;
 
 /// What a peer's leaf certificate says, once its path has been validated.
 #[derive(Clone, Debug, PartialEq, Eq)]

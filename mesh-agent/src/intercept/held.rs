@@ -12,9 +12,9 @@ use socket2::SockAddr;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::connect::connect;
 use super::hub::{Answering, Hub, State};
 use super::packet::{self, Missing, Syn};
-use super::pod::connect;
 use crate::sys::{self, NetNs};
 
 /// How often a waiting client is looked up, in case that the event of its end was lost.
@@ -32,18 +32,6 @@ pub enum Answer {
     Unreachable(Missing),
     /// Nothing, as from a black hole: ETIMEDOUT when the client's own patience ends.
     Silence,
-}
-
-impl super::Interceptor {
-    /// What happens to held connections; given out once.
-    pub fn held_events(&self) -> Option<HeldEvents> {
-        self.held_events.lock().take()
-    }
-
-    /// The held connections that this agent is answering.
-    pub fn answering(&self) -> Answering {
-        self.hub.answering()
-    }
 }
 
 /// The kernel's events; one task of one agent follows them.

@@ -12,29 +12,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::links::FdLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program, ProgramError,
-    SockOps,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program, SockOps,
 };
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use mesh_common::{
     GLOBAL_HAS_MPTCP, GLOBAL_HAS_SKB_NETNS, GLOBAL_HOLD_UNCLASSIFIED, GLOBAL_NODE_NETNS,
     GLOBAL_REFUSE_SOCKETS, GLOBAL_ROOT_LEVEL,
 };
+use mesh_core::model::WorkloadUid;
 use parking_lot::Mutex;
 
 use super::config::Config;
 use super::held::HeldEvents;
-use super::hub::Hub;
+use super::hub::{Answering, Hub};
 use super::lookups::{lookup_object, lookups_dir};
 use super::maps::{Maps, taken};
+use super::object::{CGROUP_OBJECT, InterceptError, LOOKUP_OBJECT, pin, program};
 use super::older::OlderSockets;
 use super::problem::PodProblem;
 use super::{cgroup, pins, probe};
 use crate::sys::{self, NetNs, PinnedLink};
-
-static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-cgroup.o"));
-pub(super) static LOOKUP_OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-lookup.o"));
 
 /// The socket-address hooks; each is the name of its program and of its link's pin.
 const ADDRESS_HOOKS: [&str; 10] = [
@@ -53,69 +50,6 @@ const SOCK_CREATE_HOOK: &str = "on_sock_create";
 const INGRESS_HOOK: &str = "on_ingress";
 const SOCK_OPS_HOOK: &str = "on_sock_ops";
 const EGRESS_HOOK: &str = "on_egress";
-
-/// Why connections cannot be intercepted.
-#[derive(Debug, thiserror::Error)]
-pub enum InterceptError {
-    /// No cgroup v2.
-    #[error("cgroup v2 is not mounted")]
-    NoCgroup2,
-    /// A private cgroup namespace.
-    #[error(
-        "the mounted cgroup v2 is not the host's hierarchy: run the agent in the host's cgroup namespace"
-    )]
-    PrivateCgroups,
-    /// The pods' root is elsewhere.
-    #[error("{} is not below the mount point of cgroup v2", .0.display())]
-    NotACgroup(PathBuf),
-    /// The pin directory is not on bpffs.
-    #[error("{} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf", .0.display())]
-    NotBpffs(PathBuf),
-    /// A file operation.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The object lacks a map: agent and kernel programs are of different builds.
-    #[error("the embedded kernel programs have no map {0}")]
-    NoSuchMap(&'static str),
-    /// The object lacks a program.
-    #[error("the embedded kernel programs have no program {0}")]
-    NoSuchProgram(&'static str),
-    /// A pinned map of another agent version.
-    #[error("the pinned map {0} has another layout: un-enrol the node's pods and remove the pins first")]
-    OtherLayout(String),
-    /// The embedded object cannot be read.
-    #[error("the embedded kernel programs cannot be read: {0}")]
-    Object(String),
-    /// The loader or the verifier.
-    #[error(transparent)]
-    Load(#[from] EbpfError),
-    /// A map operation.
-    #[error(transparent)]
-    Map(#[from] aya::maps::MapError),
-    /// Loading or attaching a program.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// A link could not be taken or pinned.
-    #[error("pinning the link {}: {reason}", .path.display())]
-    Link {
-        /// Its pin.
-        path: PathBuf,
-        /// What the kernel said.
-        reason: String,
-    },
-}
-
-impl InterceptError {
-    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
-}
 
 /// The loaded kernel side of this node.
 #[derive(Debug)]
@@ -230,6 +164,21 @@ impl Interceptor {
         self.problems.lock().clone()
     }
 
+    /// What happens to held connections; given out once.
+    pub fn held_events(&self) -> Option<HeldEvents> {
+        self.held_events.lock().take()
+    }
+
+    /// The held connections that this agent is answering.
+    pub fn answering(&self) -> Answering {
+        self.hub.answering()
+    }
+
+    /// Pods that are on the node's own network.
+    pub fn on_node_network(&self) -> Vec<WorkloadUid> {
+        self.on_node_network.lock().iter().cloned().collect()
+    }
+
     /// The connections of enrolled pods that go past the mesh because they are older.
     pub fn older_sockets(&self) -> Arc<OlderSockets> {
         Arc::clone(&self.older)
@@ -302,14 +251,6 @@ fn attach_all(object: &mut Ebpf, config: &Config) -> Result<Vec<&'static str>, I
     Ok(replaced)
 }
 
-/// The program `name` of `object`, as the type that it must be.
-pub(super) fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, InterceptError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    Ok(object.program_mut(name).ok_or(InterceptError::NoSuchProgram(name))?.try_into()?)
-}
-
 /// What came of an earlier agent's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Adopted {
@@ -336,11 +277,4 @@ fn adopt(
     tracing::warn!(link = %path.display(), "a pinned link is not attached to the pods' cgroup: it is replaced");
     fs::remove_file(path).map_err(what())?;
     Ok(Adopted::Lost)
-}
-
-/// Pins a link that was just made.
-pub(super) fn pin<E: std::fmt::Display>(link: Result<FdLink, E>, path: &Path) -> Result<(), InterceptError> {
-    let failed = |reason: String| InterceptError::Link { path: path.to_owned(), reason };
-    let link = link.map_err(|error| failed(error.to_string()))?;
-    link.pin(path).map(drop).map_err(|error| failed(format!("{error:?}")))
 }

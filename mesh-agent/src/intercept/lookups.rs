@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::{GLOBAL_POD_CGROUP, GLOBAL_POD_INDEX};
 
 use super::config::Config;
-use super::load::{InterceptError, LOOKUP_OBJECT, pin, program};
+use super::object::{InterceptError, LOOKUP_OBJECT, pin, program};
 use crate::sys::{NetNs, PinnedLink};
 
 /// The folder of the pods' `sk_lookup` links.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
-use super::load::InterceptError;
+use super::object::InterceptError;
 
 /// `BPF_NOEXIST`: the key must be free.
 const NO_EXIST: u64 = 1;

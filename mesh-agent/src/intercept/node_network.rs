@@ -10,7 +10,6 @@ use mesh_core::model::WorkloadUid;
 use parking_lot::Mutex;
 
 use super::discover::{self, PodCgroup, Scanned};
-use super::load::Interceptor;
 
 /// What is known now; shared with status and metrics.
 pub(super) type OnNodeNetwork = Arc<Mutex<BTreeSet<WorkloadUid>>>;
@@ -22,13 +21,6 @@ pub(super) struct NodeNetwork {
     /// Cgroups of pods with a network of their own: that never changes.
     own: HashSet<u64>,
     found: OnNodeNetwork,
-}
-
-impl Interceptor {
-    /// Pods that are on the node's own network.
-    pub fn on_node_network(&self) -> Vec<WorkloadUid> {
-        self.on_node_network.lock().iter().cloned().collect()
-    }
 }
 
 impl NodeNetwork {

@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::maps::{MapInfo, MapType};
 use aya_obj::Object;
 
-use super::load::InterceptError;
+use super::object::InterceptError;
 
 /// Maps that begin anew when they have another layout: what is in them is over within seconds, is written again from the
 /// snapshot and the listeners, or is only counted. All others say who is enrolled, or what a socket shows.

@@ -9,11 +9,11 @@ use mesh_common::{
     CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
 };
 use mesh_core::model::WorkloadUid;
-use rustix::io::Errno;
 use socket2::Socket;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use super::connect::connect;
 use super::held::Held;
 use super::maps::{Maps, addr, socket_addr};
 use crate::sys::{self, NetNs};
@@ -149,23 +149,6 @@ impl PodNet {
 /// A v4-mapped address as the IPv4 address that it is.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Over loopback the connection is there when the system call returns: then no turn of the runtime is waited for.
-pub(super) async fn connect(socket: Socket, dst: SocketAddr) -> io::Result<TcpStream> {
-    match socket.connect(&dst.into()) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {}
-        result => result?,
-    }
-    let there = socket.peer_addr().is_ok();
-    let stream = TcpStream::from_std(socket.into())?;
-    if !there {
-        stream.writable().await?;
-        if let Some(error) = stream.take_error()? {
-            return Err(error);
-        }
-    }
-    Ok(stream)
 }
 
 async fn connect_recorded(

@@ -5,7 +5,7 @@ use mesh_core::model::{Workload, WorkloadUid};
 
 use super::discover::Refusal;
 use super::listen::ListenError;
-use super::load::InterceptError;
+use super::object::InterceptError;
 
 /// A local enrolled pod that is not served, or not in full, for status.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod mesh_config;
 #[expect(unreachable_pub, reason = "kube's derive repeats the struct inside of a function")]
 mod policy;
 mod port;
+mod rules;
 mod status;
 mod text;
 mod udp;
