@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::kubectl::{Kubectl, SYSTEM};
 use super::plaintext;
+use super::pod::{is_ready, node};
 use crate::check::Check;
 
 /// appArmorProfile in a securityContext came with it.
@@ -62,15 +63,6 @@ pub(super) fn after(kubectl: &Kubectl) -> Result<Vec<Check>> {
 
 fn items(list: &Value) -> &[Value] {
     list["items"].as_array().map_or(&[], Vec::as_slice)
-}
-
-pub(super) fn node(pod: &Value) -> &str {
-    pod["spec"]["nodeName"].as_str().unwrap_or("a node to be found")
-}
-
-pub(super) fn is_ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
-    conditions.iter().any(|held| held["type"] == "Ready" && held["status"] == "True")
 }
 
 /// The first two numbers of a version; what follows them (`30+`, `1-amd64`) does not count.

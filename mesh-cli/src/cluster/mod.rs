@@ -4,6 +4,7 @@
 mod kubectl;
 mod look;
 mod plaintext;
+mod pod;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;

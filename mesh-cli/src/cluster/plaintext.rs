@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::kubectl::Kubectl;
-use super::look::{is_ready, node};
+use super::pod::{is_ready, node};
 use crate::check::Check;
 use crate::inventory::{each, text};
 use crate::status::{speaker, spoken_to};

@@ -109,7 +109,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
 /// Writes a private file so that readers see the old content or the new, and never a part.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), CaError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!(".{name}.{}", super::tokens::random_hex::<8>()?));
+    let fresh = path.with_file_name(format!(".{name}.{}", super::random::random_hex::<8>()?));
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE).open(&fresh)?;
         file.write_all(content)?;

@@ -192,7 +192,7 @@ fn ca_params(
 ) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     // Names of two authorities never coincide, so that a chain is found by name alone.
-    let name = format!("{name} {}", super::tokens::random_hex::<4>()?);
+    let name = format!("{name} {}", super::random::random_hex::<4>()?);
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Ferromesh");
     params.distinguished_name.push(DnType::CommonName, name);

@@ -6,9 +6,11 @@
 
 mod files;
 mod issuing;
+mod labelled;
 pub(crate) mod layout;
 mod plugged;
 pub(crate) mod published;
+mod random;
 pub(crate) mod shared;
 mod stages;
 mod tokens;

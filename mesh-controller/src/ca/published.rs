@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::params::{GetParams, Patch, PatchParams};
 use kube::core::{Request, Resource};
 
-use super::shared::metadata;
+use super::labelled::metadata;
 use super::stages::unix;
 use crate::api::{ApiError, Client, MANAGER};
 use crate::compile::ROOT_NAMESPACE;

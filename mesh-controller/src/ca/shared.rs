@@ -11,7 +11,6 @@ use std::time::SystemTime;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::params::{GetParams, PostParams};
 use kube::core::{Request, Resource};
 use mesh_core::identity::TrustDomain;
@@ -20,6 +19,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::labelled::metadata;
 use super::plugged::key_pair;
 use super::published::{NAME as PUBLISHED, publish};
 use super::{Authority, CaError, IssuerFolder, Material, Signing, Stages, StateDir, layout};
@@ -134,15 +134,6 @@ fn body(secret: &Secret) -> Result<Vec<u8>, ApiError> {
 
 fn missing(folder: &Path) -> CaError {
     CaError::Content { path: folder.join(layout::ROOT), message: "is missing".into() }
-}
-
-pub(super) fn metadata(name: &str) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name.into()),
-        namespace: Some(ROOT_NAMESPACE.into()),
-        labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".to_owned(), "ferromesh".to_owned())])),
-        ..ObjectMeta::default()
-    }
 }
 
 /// `secret` with the data of `material`.

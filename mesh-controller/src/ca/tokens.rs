@@ -8,10 +8,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
 use super::files::{read_private, write_private};
+use super::random::random_hex;
 use super::{CaError, StateDir, is_node_name};
 
 /// The longest life of a token.
@@ -134,13 +135,6 @@ fn remove(path: &std::path::Path) -> Result<bool, CaError> {
 
 fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// `N` random bytes as text.
-pub(super) fn random_hex<const N: usize>() -> Result<String, CaError> {
-    let mut bytes = [0_u8; N];
-    rand::fill(&mut bytes).map_err(|_| CaError::Random)?;
-    Ok(hex(&bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {
