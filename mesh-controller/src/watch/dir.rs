@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::last_good::LastGood;
+use super::last_good::{Good, LastGood};
 use super::{Batch, Change, Format, Outcome, Source, parse};
-use crate::object::{Object, ObjectRef, Origin, Status};
+use crate::object::{ObjectRef, Origin, Status};
 
 /// How often the folder is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -55,13 +55,6 @@ struct File {
     good: BTreeMap<ObjectRef, Good>,
     undecodable: BTreeMap<ObjectRef, Origin>,
     statuses: Vec<Status>,
-}
-
-/// An object that was decoded, and where.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Good {
-    pub(super) object: Arc<Object>,
-    pub(super) origin: Origin,
 }
 
 /// One look at the folder.

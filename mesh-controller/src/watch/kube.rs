@@ -5,7 +5,6 @@
 //! objects that are gone. The first batch comes when every kind that is required has been listed once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::core::params::{ListParams, WatchParams};
@@ -14,10 +13,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::manifest::from_api;
+use super::manifest::{Item, from_api};
 use super::{Batch, Change, Source};
 use crate::api::{ApiError, Client, required, resource, routes};
-use crate::object::{Kind, Name, Object, ObjectRef, Origin, Status};
+use crate::object::{Kind, Name, ObjectRef, Origin, Status};
 
 /// How many objects are asked for at once.
 const PAGE: u32 = 500;
@@ -38,13 +37,6 @@ const FAILURES_TO_RELIST: u32 = 5;
 #[derive(Debug)]
 pub struct KubeSource {
     client: Client,
-}
-
-/// An object as the server sent it.
-pub(super) struct Item {
-    pub(super) name: Name,
-    pub(super) origin: Origin,
-    pub(super) decoded: Result<Arc<Object>, String>,
 }
 
 /// What one kind's follower has to say.

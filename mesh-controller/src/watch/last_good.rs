@@ -9,13 +9,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::dir::Good;
 use super::{Format, Outcome, parse};
 use crate::ca::{read_private, write_private};
 use crate::object::{Object, ObjectRef, Origin, Status};
 
 /// The form of the document; another one is refused.
 const FORMAT: u32 = 1;
+
+/// An object that was decoded, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Good {
+    pub(super) object: Arc<Object>,
+    pub(super) origin: Origin,
+}
 
 /// Objects by their file.
 pub(super) type Files = BTreeMap<PathBuf, BTreeMap<ObjectRef, Good>>;

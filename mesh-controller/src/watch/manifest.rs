@@ -17,7 +17,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::kube::Item;
 use super::unknown;
 use crate::object::{ApiOrigin, Kind, Name, Object, ObjectRef, Origin};
 
@@ -273,6 +272,13 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
             Ok((Object::Route(Box::new(written.clone())), Vec::new()))
         }
     }
+}
+
+/// An object as the server sent it.
+pub(super) struct Item {
+    pub(super) name: Name,
+    pub(super) origin: Origin,
+    pub(super) decoded: Result<Arc<Object>, String>,
 }
 
 /// An object of an API server; `None` when it has no name.

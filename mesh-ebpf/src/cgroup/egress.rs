@@ -19,11 +19,9 @@ use mesh_ebpf::address::{
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{HELD, HELD_EVENTS, PODS};
 
+use crate::packet::{DROP, PASS, SYN_SENT};
 use crate::{caller, storage, udp, unseen};
 
-pub(crate) const DROP: i32 = 0;
-pub(crate) const PASS: i32 = 1;
-pub(crate) const SYN_SENT: u32 = 2;
 const SYN_RECV: u32 = 3;
 
 /// The hook.

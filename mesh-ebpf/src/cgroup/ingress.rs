@@ -14,7 +14,6 @@
 //! through for it.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
@@ -24,17 +23,11 @@ use mesh_ebpf::count;
 use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::AGENTS;
 
-use crate::egress::{DROP, PASS, SYN_SENT};
+use crate::packet::{DROP, HAS_SKB_NETNS, LOOPBACK_INDEX, PASS, SYN_SENT};
 use crate::{caller, unseen};
-
-/// Whether the kernel tells this hook the network namespace.
-#[unsafe(no_mangle)]
-pub(crate) static HAS_SKB_NETNS: Global<u32> = Global::new(0);
 
 /// `TCP_LISTEN`.
 const LISTENING: u32 = 10;
-/// Every network namespace's loopback device.
-pub(crate) const LOOPBACK_INDEX: u32 = 1;
 
 /// The flag in byte 13 of a TCP header (RFC 9293, section 3.1).
 const SYN: u8 = 2;

@@ -22,6 +22,7 @@ mod getsockname4;
 mod getsockname6;
 mod ingress;
 mod listening;
+mod packet;
 mod sendmsg4;
 mod sendmsg6;
 mod sock_create;

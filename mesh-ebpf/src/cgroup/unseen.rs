@@ -16,8 +16,7 @@ use mesh_ebpf::count;
 use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::AGENTS;
 
-use crate::egress::{DROP, PASS};
-use crate::ingress::{HAS_SKB_NETNS, LOOPBACK_INDEX};
+use crate::packet::{DROP, HAS_SKB_NETNS, LOOPBACK_INDEX, PASS};
 use crate::{caller, storage};
 
 /// The egress hook's answer.

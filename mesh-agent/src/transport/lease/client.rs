@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
+use super::finish::{Finish, lost};
 use super::frame::Frame;
 use super::link::{Control, Link};
-use super::relay::{Begin, Finish, lost, run};
+use super::relay::{Begin, run};
 use crate::sys;
 use crate::transport::dialer::{Connect, Dialer, silence};
 use crate::transport::key::PoolKey;

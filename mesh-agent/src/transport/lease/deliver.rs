@@ -6,10 +6,10 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
+use super::finish::{Finish, lost};
 use super::flow::{Flow, Role};
 use super::frame::Frame;
 use super::link::Control;
-use super::relay::{Finish, lost};
 use crate::transport::buf::Buf;
 use crate::transport::near;
 

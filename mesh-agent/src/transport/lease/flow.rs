@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 
+use super::finish::{Finish, lost};
 use super::frame::{Decoder, Frame, HEADER_BYTES, data_header, encode};
-use super::relay::{Finish, lost};
 use crate::sys;
 use crate::transport::Open;
 use crate::transport::buf::{BUF_BYTES, Buf};

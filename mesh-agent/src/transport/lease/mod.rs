@@ -3,6 +3,7 @@
 
 mod client;
 mod deliver;
+mod finish;
 mod flow;
 pub mod frame;
 mod link;

@@ -5,7 +5,6 @@
 //! window until the far side said OPENED.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::pin;
 use std::task::Poll;
 
@@ -13,11 +12,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::finish::Finish;
 use super::flow::{Flow, Role};
 use super::link::Link;
 use crate::authorize::CutReason;
 use crate::transport::dialer::SILENCE;
-use crate::transport::{Open, Refusal, Watch};
+use crate::transport::{Open, Watch};
 
 /// Which end of the tunnel this is, and what the connection begins with.
 #[derive(Debug)]
@@ -28,25 +28,6 @@ pub(super) enum Begin {
     Answered,
     /// The accepting end: the application is connected.
     Opened,
-}
-
-/// Why the relay stopped.
-#[derive(Debug)]
-pub(super) enum Finish {
-    /// FIN in both directions, everything delivered.
-    Clean,
-    /// The near socket was reset.
-    NearReset,
-    /// RESET came.
-    FarReset,
-    /// The tunnel broke.
-    Lost(String),
-    /// The tunnel broke and the far side cannot have read OPEN.
-    Unread(String),
-    /// REFUSED came.
-    Refused(Refusal),
-    /// The agent ended it.
-    Cut(CutReason),
 }
 
 /// How a relay went.
@@ -122,13 +103,5 @@ pub(super) async fn run(
         to_near: flow.to_near,
         free: flow.is_free(),
         replay: std::mem::take(&mut flow.replay).freeze(),
-    }
-}
-
-/// The text of a tunnel's loss.
-pub(super) fn lost(error: &io::Error) -> String {
-    match crate::identify::HandshakeFailure::from_io(error) {
-        crate::identify::HandshakeFailure::Closed(text) => text,
-        tls => tls.to_string(),
     }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 
+use super::finish::Finish;
 use super::frame::{Frame, is_reset};
 use super::link::{Control, Link};
-use super::relay::{Begin, Finish, run};
+use super::relay::{Begin, run};
 use crate::identify::ProvenPeer;
 use crate::transport::{
     AcceptorSettings, Admit, Admitted, Drain, End, Open, Protocol, Refusal, Relayed, ServeError, near,
