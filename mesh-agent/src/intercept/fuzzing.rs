@@ -7,7 +7,7 @@ use std::path::Path;
 use mesh_common::{Endpoint, Held, HeldEvent, POD_LEVELS};
 
 use super::packet::{self, Missing};
-use super::{Answering, cgroup, diag, discover, held, hub, layout, lookups, maps, weak};
+use super::{Answering, cgroup, diag, discover, hub, layout, lookups, maps, ring, weak};
 
 /// What the kernel answers when it is asked for sockets.
 pub fn diag(bytes: &[u8]) {
@@ -49,10 +49,10 @@ pub fn names(text: &str) {
 /// An event of the kernel's ring, the record that it tells of, and what the agent makes of both.
 pub fn record(bytes: &[u8]) {
     let Some((event, rest)) = bytes.split_at_checked(size_of::<HeldEvent>()) else {
-        assert!(held::read(bytes).is_none());
+        assert!(ring::read(bytes).is_none());
         return;
     };
-    let Some(HeldEvent { key, .. }) = held::read(event) else { panic!("an event of the right length") };
+    let Some(HeldEvent { key, .. }) = ring::read(event) else { panic!("an event of the right length") };
     let Some((record, rest)) = held_record(rest) else { return };
     let syn = hub::syn(&key, &record);
     let packets = [

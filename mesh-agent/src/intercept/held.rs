@@ -1,20 +1,20 @@
-//! Connections whose SYN the kernel holds until the agent answers. In: the kernel's ring of events. Out: a [`Held`] for
-//! each, to the pod that it belongs to, and the four answers that it may be given.
+//! A connection whose SYN the kernel holds until the agent answers. In: the SYN, and what becomes of its client. Out: the four
+//! answers that it may be given.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Map, RingBuf};
-use mesh_common::{HELD_GONE, HELD_SYN, HeldEvent, OrigKey};
+use mesh_common::OrigKey;
 use socket2::SockAddr;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::connect::connect;
-use super::hub::{Answering, Hub, State};
+use super::maps::Maps;
 use super::packet::{self, Missing, Syn};
+use super::waiting::{State, Waiting};
 use crate::sys::{self, NetNs};
 
 /// How often a waiting client is looked up, in case that the event of its end was lost.
@@ -34,70 +34,6 @@ pub enum Answer {
     Silence,
 }
 
-/// The kernel's events; one task of one agent follows them.
-pub struct HeldEvents {
-    ring: Map,
-    hub: Arc<Hub>,
-    theirs: Answering,
-}
-
-impl std::fmt::Debug for HeldEvents {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HeldEvents").finish_non_exhaustive()
-    }
-}
-
-impl HeldEvents {
-    pub(super) fn new(ring: Map, hub: Arc<Hub>) -> Self {
-        Self { ring, hub, theirs: Answering::default() }
-    }
-
-    /// After another agent, which still answers `theirs` and follows no more.
-    #[must_use]
-    pub fn after(self, theirs: Answering) -> Self {
-        Self { theirs, ..self }
-    }
-
-    /// Hands out every connection that is held, for ever. Call it within a runtime.
-    pub async fn follow(self) -> io::Result<()> {
-        let Self { ring, hub, theirs } = self;
-        // Not before: how far the ring was read is looked at when it is opened.
-        let ring = RingBuf::try_from(ring).map_err(io::Error::other)?;
-        let mut ring = sys::watch_ring(ring)?;
-        hub.begin(theirs);
-        loop {
-            let mut ready = ring.readable_mut().await?;
-            let events = ready.get_inner_mut();
-            while let Some(event) = events.next() {
-                match read(&event) {
-                    Some(HeldEvent { key, kind: HELD_SYN, .. }) => hub.syn(key),
-                    Some(HeldEvent { key, kind: HELD_GONE, .. }) => hub.gone(&key),
-                    _ => tracing::warn!(length = event.len(), "an event that this agent does not know"),
-                }
-            }
-            ready.clear_ready();
-        }
-    }
-}
-
-/// Reads an event by its layout: an older or newer kernel program may have written it.
-pub(super) fn read(bytes: &[u8]) -> Option<HeldEvent> {
-    if bytes.len() != size_of::<HeldEvent>() {
-        return None;
-    }
-    let (cookie, rest) = bytes.split_first_chunk()?;
-    let (addr, rest) = rest.split_first_chunk()?;
-    let (port, rest) = rest.split_first_chunk()?;
-    let (kind, _) = rest.get(6..)?.split_first_chunk()?;
-    let key = OrigKey {
-        netns_cookie: u64::from_ne_bytes(*cookie),
-        addr: *addr,
-        port: u16::from_ne_bytes(*port),
-        pad: [0; 3],
-    };
-    Some(HeldEvent { key, kind: u32::from_ne_bytes(*kind), pad: 0 })
-}
-
 /// A client that waits in `connect()` for the agent's answer. Dropped without one, its next SYN asks anew.
 #[derive(Debug)]
 pub struct Held {
@@ -108,7 +44,8 @@ pub struct Held {
     pub(super) netns: Arc<NetNs>,
     pub(super) key: OrigKey,
     pub(super) state: watch::Receiver<State>,
-    pub(super) hub: Arc<Hub>,
+    pub(super) maps: Arc<Maps>,
+    pub(super) waiting: Arc<Waiting>,
 }
 
 impl Held {
@@ -136,7 +73,7 @@ impl Held {
             sys::face_application(&socket)?;
             match connect(socket, self.syn.client).await {
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && tries < TIME_WAIT_TRIES => {
-                    if self.hub.maps.held(&self.key).is_none() {
+                    if self.maps.held(&self.key).is_none() {
                         // Another agent was faster.
                         return Err(io::ErrorKind::ConnectionRefused.into());
                     }
@@ -171,7 +108,7 @@ impl Held {
         loop {
             match tokio::time::timeout(LOOK, state.wait_for(|state| state.gone)).await {
                 Ok(_) => return,
-                Err(_) if self.hub.maps.held(&self.key).is_none() => return,
+                Err(_) if self.maps.held(&self.key).is_none() => return,
                 Err(_) => {}
             }
         }
@@ -192,24 +129,6 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.hub.drop_held(&self.key);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_read_by_its_layout() {
-        let mut bytes = vec![0; size_of::<HeldEvent>()];
-        bytes[0] = 7;
-        bytes[8..24].copy_from_slice(&mesh_common::mapped([127, 128, 0, 1]));
-        bytes[24..26].copy_from_slice(&99_u16.to_ne_bytes());
-        bytes[32..36].copy_from_slice(&HELD_GONE.to_ne_bytes());
-        let event = read(&bytes).unwrap();
-        assert_eq!((event.key.netns_cookie, event.key.port, event.kind), (7_u64.to_le(), 99, HELD_GONE));
-        assert_eq!(event.key.addr, mesh_common::mapped([127, 128, 0, 1]));
-        assert!(read(&bytes[1..]).is_none());
+        self.waiting.forget(&self.key);
     }
 }

@@ -13,25 +13,11 @@ use tokio::sync::{mpsc, watch};
 use super::held::Held;
 use super::maps::{Maps, socket_addr};
 use super::packet::Syn;
+use super::waiting::{Name, State, Waiting, name};
 use crate::sys::NetNs;
 
 /// Bytes of a key in [`Answering`].
 const KEY: usize = 8 + 16 + 2;
-
-/// What happened to a waiting client.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct State {
-    /// How often its SYN was sent again.
-    pub(super) again: u32,
-    pub(super) gone: bool,
-}
-
-/// Names a held connection: the parts of an [`OrigKey`] that mean something.
-type Name = (u64, mesh_common::Addr, u16);
-
-fn name(key: &OrigKey) -> Name {
-    (key.netns_cookie, key.addr, key.port)
-}
 
 /// Connections that an agent is answering while its successor takes over: the successor leaves them to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,7 +63,7 @@ pub(super) struct Hub {
     turn: Mutex<Turn>,
     /// By cookie of the network namespace.
     pods: Mutex<HashMap<u64, Served>>,
-    waiting: Mutex<HashMap<Name, watch::Sender<State>>>,
+    waiting: Arc<Waiting>,
 }
 
 #[derive(Debug)]
@@ -91,7 +77,7 @@ struct Served {
 impl Hub {
     pub(super) fn new(maps: Arc<Maps>) -> Arc<Self> {
         let turn = Mutex::new(Turn::Others);
-        Arc::new(Self { maps, turn, pods: Mutex::default(), waiting: Mutex::default() })
+        Arc::new(Self { maps, turn, pods: Mutex::default(), waiting: Arc::default() })
     }
 
     /// From now on this agent answers, all but what the agent before `answers`.
@@ -203,20 +189,14 @@ impl Hub {
             netns: Arc::clone(netns),
             key,
             state,
-            hub: Arc::clone(self),
+            maps: Arc::clone(&self.maps),
+            waiting: Arc::clone(&self.waiting),
         }
     }
 
     /// A client waits no longer.
     pub(super) fn gone(&self, key: &OrigKey) {
-        if let Some(state) = self.waiting.lock().remove(&name(key)) {
-            state.send_modify(|state| state.gone = true);
-        }
-    }
-
-    /// Nobody answers it now.
-    pub(super) fn drop_held(&self, key: &OrigKey) {
-        self.waiting.lock().remove(&name(key));
+        self.waiting.gone(key);
     }
 }
 

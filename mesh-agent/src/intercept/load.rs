@@ -23,13 +23,13 @@ use mesh_core::model::WorkloadUid;
 use parking_lot::Mutex;
 
 use super::config::Config;
-use super::held::HeldEvents;
 use super::hub::{Answering, Hub};
 use super::lookups::{lookup_object, lookups_dir};
 use super::maps::{Maps, taken};
 use super::object::{CGROUP_OBJECT, InterceptError, LOOKUP_OBJECT, pin, program};
 use super::older::OlderSockets;
 use super::problem::PodProblem;
+use super::ring::HeldEvents;
 use super::{cgroup, pins, probe};
 use crate::sys::{self, NetNs, PinnedLink};
 
