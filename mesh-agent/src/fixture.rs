@@ -41,6 +41,7 @@ pub(crate) fn workload(name: &str, address: IpAddr) -> Workload {
         agent_lost_after: None,
         connect: None,
         probes: Default::default(),
+        unit: None,
     }
 }
 

@@ -134,6 +134,7 @@ pub fn workload(workload: proto::Workload) -> Result<Workload, DecodeError> {
         },
         connect: connect(workload.connect),
         probes: workload.probes.into_iter().map(|port| at.port("probes", port)).collect::<Result<_, _>>()?,
+        unit: (!workload.unit.is_empty()).then(|| workload.unit.into()),
     })
 }
 

@@ -79,6 +79,7 @@ pub fn workload(workload: &Workload) -> proto::Workload {
             .map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX).max(1)),
         connect: connect(workload.connect).into(),
         probes: workload.probes.iter().map(|port| u32::from(*port)).collect(),
+        unit: workload.unit.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

@@ -50,9 +50,10 @@ fn workload() -> impl Strategy<Value = Workload> {
     let lost = proptest::option::of((1..=u32::MAX).prop_map(|seconds| Duration::from_secs(seconds.into())));
     let connect = prop_oneof![Just(None), Just(Some(ConnectMode::Honest)), Just(Some(ConnectMode::Eager))];
     let probes = proptest::collection::btree_set(any::<u16>(), 0..3);
-    let more = (served, any::<bool>(), lost, (connect, probes));
+    let unit = proptest::option::of(name());
+    let more = (served, any::<bool>(), lost, (connect, probes, unit));
     (texts, lists, more, mode()).prop_map(
-        |(texts, lists, (served, enrolled, lost, (connect, probes)), default)| {
+        |(texts, lists, (served, enrolled, lost, (connect, probes, unit)), default)| {
             let (uid, name, namespace, account, node, owner) = texts;
             let domain = TrustDomain::new("cluster.local").unwrap();
             Workload {
@@ -69,6 +70,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                 agent_lost_after: lost,
                 connect,
                 probes,
+                unit,
             }
         },
     )

@@ -326,6 +326,7 @@ impl Fixture {
             agent_lost_after: None,
             connect: None,
             probes: Default::default(),
+            unit: None,
         };
         self.tell(vec![Upsert::Workload(workload)]);
     }

@@ -241,6 +241,7 @@ fn workload(uid: WorkloadUid) -> Workload {
         agent_lost_after: None,
         connect: None,
         probes: Default::default(),
+        unit: None,
     }
 }
 

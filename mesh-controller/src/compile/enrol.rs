@@ -53,6 +53,7 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
         agent_lost_after: modes::agent_lost_after(&reach),
         connect: modes::connect(&reach),
         probes: pod.probes.clone(),
+        unit: None,
     })
 }
 

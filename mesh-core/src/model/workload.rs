@@ -93,6 +93,8 @@ pub struct Workload {
     pub connect: Option<ConnectMode>,
     /// Ports that its probes and lifecycle hooks declare: the node's own kubelet may ask them in plaintext.
     pub probes: BTreeSet<u16>,
+    /// The systemd unit whose cgroup it is, on a host that has one network namespace for all; `None`: a pod.
+    pub unit: Option<Arc<str>>,
 }
 
 impl Workload {

@@ -47,6 +47,7 @@ pub(crate) fn workload(uid: &str, address: &str, policies: &[&str]) -> Workload 
         agent_lost_after: None,
         connect: None,
         probes: Default::default(),
+        unit: None,
     }
 }
 
