@@ -13,6 +13,8 @@ mod rules;
 mod status;
 mod text;
 mod udp;
+#[expect(unreachable_pub, reason = "kube's derive repeats the struct inside of a function")]
+mod workload_entry;
 
 pub use mesh_config::{ConnectName, MeshConfig, MeshConfigSpec, MeshSettings, MtlsModeName, MtlsSpec};
 pub use policy::{
@@ -21,6 +23,7 @@ pub use policy::{
 };
 pub use port::PortValue;
 pub use status::{Condition, ObjectStatus};
+pub use workload_entry::{DeclaredUnit, WorkloadEntry, WorkloadEntrySpec};
 
 use std::collections::BTreeMap;
 
@@ -69,7 +72,7 @@ impl FieldError {
 /// The definitions of every custom resource, in the order of their names.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let labels = [("app.kubernetes.io/part-of".to_owned(), "ferromesh".to_owned())];
-    let mut all = vec![AuthorizationPolicy::crd(), MeshConfig::crd()];
+    let mut all = vec![AuthorizationPolicy::crd(), MeshConfig::crd(), WorkloadEntry::crd()];
     // What users wrote outlives a chart that is removed.
     let keep = [("helm.sh/resource-policy".to_owned(), "keep".to_owned())];
     for definition in &mut all {

@@ -111,9 +111,46 @@ fn a_mesh_config_keeps_absent_fields_absent() {
     assert_eq!(again, json!({ "mtls": { "ports": { "8080": "PERMISSIVE" } } }));
 }
 
+fn entry(spec: Value) -> Result<DeclaredUnit, String> {
+    let object = json!({
+        "apiVersion": "ferromesh.io/v1alpha1", "kind": "WorkloadEntry",
+        "metadata": { "namespace": "shop", "name": "db" }, "spec": spec,
+    });
+    let decoded: WorkloadEntry = serde_json::from_value(object).map_err(|e| e.to_string())?;
+    DeclaredUnit::try_from(&decoded).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_workload_entry_names_a_node_and_a_unit_and_perhaps_a_service_account() {
+    let got = entry(json!({ "node": "host-1", "unit": "db@a.service", "serviceAccount": "db" })).unwrap();
+    assert_eq!((&*got.node, &*got.unit, got.service_account.as_str()), ("host-1", "db@a.service", "db"));
+    let got = entry(json!({ "node": "host-1.example", "unit": "db.service" })).unwrap();
+    assert_eq!(got.service_account, "default");
+}
+
+#[test]
+fn a_workload_entry_that_names_no_unit_of_a_node_is_refused_by_path() {
+    let cases = [
+        (json!({ "unit": "db.service" }), "`node`"),
+        (json!({ "node": "host-1" }), "`unit`"),
+        (json!({ "node": "host-1", "unit": "db.service", "port": 1 }), "port"),
+        (json!({ "node": "Host_1", "unit": "db.service" }), "spec.node: \"Host_1\" is not a DNS subdomain"),
+        (json!({ "node": "", "unit": "db.service" }), "spec.node"),
+        (json!({ "node": "host-1", "unit": "db" }), "spec.unit: \"db\" does not end in .service"),
+        (json!({ "node": "host-1", "unit": "../db.service" }), "spec.unit"),
+        (json!({ "node": "host-1", "unit": "db@.service" }), "spec.unit: \"db@.service\" is a template"),
+        (json!({ "node": "host-1", "unit": "db.service", "serviceAccount": "a/b" }), "spec.serviceAccount"),
+        (json!({ "node": "host-1", "unit": "db.service", "serviceAccount": "" }), "spec.serviceAccount"),
+    ];
+    for (spec, want) in cases {
+        let error = entry(spec.clone()).unwrap_err();
+        assert!(error.contains(want), "{spec}: {error}");
+    }
+}
+
 #[test]
 fn schemas_hold_no_defaults_and_are_structural() {
-    for crd in [AuthorizationPolicy::crd(), MeshConfig::crd()] {
+    for crd in [AuthorizationPolicy::crd(), MeshConfig::crd(), WorkloadEntry::crd()] {
         let text = serde_json::to_string(&crd).unwrap();
         assert!(!text.contains("\"default\""), "{text}");
         assert!(!text.contains("\"additionalProperties\":false"), "{text}");

@@ -1,4 +1,4 @@
-//! The small grammars inside string fields: patterns and address blocks.
+//! The small grammars inside string fields: patterns, address blocks, times, names of nodes and units.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -76,9 +76,67 @@ pub(super) fn lost_after(text: &str) -> Result<Option<Duration>, String> {
     seconds.map(|seconds| Some(Duration::from_secs(seconds.into()))).ok_or_else(wrong)
 }
 
+/// Checks a DNS subdomain, as nodes and service accounts are named.
+pub(super) fn subdomain(text: &str) -> Result<(), String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let label = |l: &str| !l.is_empty() && l.bytes().all(inner) && !l.starts_with('-') && !l.ends_with('-');
+    if text.len() <= 253 && text.split('.').all(label) {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not a DNS subdomain: at most 253 of a-z, 0-9, '-' and '.'"))
+}
+
+/// Checks the name of a systemd service, which becomes the name of a folder. A template alone never runs.
+pub(super) fn service_unit(text: &str) -> Result<(), String> {
+    let Some(stem) = text.strip_suffix(".service") else {
+        return Err(format!("{text:?} does not end in .service"));
+    };
+    let (name, instance) = stem.split_once('@').unwrap_or((stem, "-"));
+    if instance.is_empty() {
+        return Err(format!("{text:?} is a template: the unit that runs has its instance behind the '@'"));
+    }
+    let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'.' | b'\\' | b'@' | b'-');
+    if !name.is_empty() && text.len() <= 255 && text.bytes().all(known) {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not the name of a unit: at most 255 letters, digits, and of : _ . \\ @ -"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_is_a_service_that_can_run_and_whose_name_is_no_path() {
+        for good in ["db.service", "db@1.service", "a@b@.service", "a\\x2db.service", "A:_.-1.service"] {
+            assert_eq!(service_unit(good), Ok(()), "{good}");
+        }
+        let long = format!("{}.service", "a".repeat(248));
+        for bad in [
+            "",
+            "db",
+            "db.socket",
+            ".service",
+            "@1.service",
+            "db@.service",
+            "a/b.service",
+            "a b.service",
+            &long,
+        ] {
+            assert!(service_unit(bad).is_err(), "{bad:?} was taken");
+        }
+        assert_eq!(service_unit(&long[1..]), Ok(()));
+    }
+
+    #[test]
+    fn a_subdomain_is_what_kubernetes_takes_for_one() {
+        for good in ["a", "host-1", "host-1.example.org", "0"] {
+            assert_eq!(subdomain(good), Ok(()), "{good}");
+        }
+        for bad in ["", "A", "-a", "a-", "a..b", ".a", "a.", "a_b", "a/b", "a b", &"a".repeat(254)] {
+            assert!(subdomain(bad).is_err(), "{bad:?} was taken");
+        }
+    }
 
     #[test]
     fn the_time_that_an_agent_may_be_lost_has_a_unit_or_is_never() {

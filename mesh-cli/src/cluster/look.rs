@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::kubectl::{Kubectl, SYSTEM};
-use super::plaintext;
 use super::pod::{is_ready, node};
+use super::{DEFINED, plaintext};
 use crate::check::Check;
 
 /// appArmorProfile in a securityContext came with it.
@@ -30,7 +30,7 @@ pub(super) fn before(kubectl: &Kubectl) -> Result<Vec<Check>> {
 /// What has to hold once it is.
 pub(super) fn after(kubectl: &Kubectl) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
-    for name in ["authorizationpolicies.ferromesh.io", "meshconfigs.ferromesh.io"] {
+    for name in DEFINED {
         let held = kubectl.find("crd", name)?;
         let found = if held.is_some() { "there" } else { "missing" };
         checks.push(Check::of_cluster(name, held.is_some(), found, "meshctl install"));

@@ -22,6 +22,9 @@ const RIGHTS: &str = include_str!("../../../deploy/manifests/02-controller-rbac.
 const CONTROLLER: &str = include_str!("../../../deploy/manifests/03-controller.yaml");
 const AGENT: &str = include_str!("../../../deploy/manifests/04-agent.yaml");
 const LEAVE: &str = include_str!("../../../deploy/leave/agent.yaml");
+/// What `DEFINITIONS` defines.
+const DEFINED: [&str; 3] =
+    ["authorizationpolicies.ferromesh.io", "meshconfigs.ferromesh.io", "workloadentries.ferromesh.io"];
 /// The image that the manifests name.
 const IMAGE: &str = concat!("localhost/ferromesh:", env!("CARGO_PKG_VERSION"));
 /// What the controller makes by itself.
@@ -73,7 +76,8 @@ pub(crate) fn install(args: &Install, again: bool) -> Result<Answer> {
         _ => {}
     }
     kubectl.apply(&[DEFINITIONS, NAMESPACE].concat())?;
-    let names = ["crd/authorizationpolicies.ferromesh.io", "crd/meshconfigs.ferromesh.io"];
+    let names = DEFINED.map(|name| format!("crd/{name}"));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     kubectl.run(&[&["wait", "--for=condition=Established", "--timeout=60s"][..], &names].concat())?;
     kubectl.apply(&[RIGHTS, CONTROLLER, AGENT].concat().replace(IMAGE, image))?;
     if args.wait == 0 {
