@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use mesh_api::crd::{AuthorizationPolicy, MeshConfig};
+use mesh_api::crd::{AuthorizationPolicy, MeshConfig, WorkloadEntry};
 use serde_json::Value;
 
 /// The kinds that the mesh reads.
@@ -27,6 +27,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `ferromesh.io/v1alpha1` MeshConfig.
     MeshConfig,
+    /// `ferromesh.io/v1alpha1` WorkloadEntry.
+    WorkloadEntry,
     /// `gateway.networking.k8s.io` HTTPRoute.
     HTTPRoute,
     /// `gateway.networking.k8s.io` GRPCRoute.
@@ -103,6 +105,8 @@ pub enum Object {
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// A configuration.
     MeshConfig(Box<MeshConfig>),
+    /// A systemd unit that is a workload.
+    WorkloadEntry(Box<WorkloadEntry>),
     /// A route of the Gateway API, as it is written.
     Route(Box<Value>),
 }

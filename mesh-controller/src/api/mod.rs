@@ -7,7 +7,7 @@ mod resources;
 
 pub use access::{Access, AccessError};
 pub use client::{ApiError, Client, Lines};
-pub use resources::{required, resource, routes};
+pub use resources::{optional, required, resource, routes};
 
 /// Who owns what the controller writes.
 pub(crate) const MANAGER: &str = "ferromesh-controller";

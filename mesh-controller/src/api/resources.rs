@@ -19,6 +19,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
         Kind::AuthorizationPolicy => (GROUP, VERSION, "authorizationpolicies"),
         Kind::MeshConfig => (GROUP, VERSION, "meshconfigs"),
+        Kind::WorkloadEntry => (GROUP, VERSION, "workloadentries"),
         Kind::HTTPRoute => (GATEWAY, "v1", "httproutes"),
         Kind::GRPCRoute => (GATEWAY, "v1", "grpcroutes"),
         Kind::TCPRoute => (GATEWAY, "v1alpha2", "tcproutes"),
@@ -34,7 +35,7 @@ pub fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// The kinds without which nothing can be said.
+/// The kinds without which nothing can be said: it is waited until each was listed, or its definition found missing.
 pub fn required() -> &'static [Kind] {
     &[
         Kind::Namespace,
@@ -45,10 +46,18 @@ pub fn required() -> &'static [Kind] {
         Kind::EndpointSlice,
         Kind::AuthorizationPolicy,
         Kind::MeshConfig,
+        Kind::WorkloadEntry,
     ]
 }
 
-/// The kinds that are read where their definitions are installed.
+/// Whether a kind's definition may be missing. That of WorkloadEntry came after the others, and a cluster of pods needs none:
+/// a controller that was upgraded before its definitions starts. Where it is there it is waited for like the others, for
+/// a first state without the units would let them leave the mesh.
+pub fn optional(kind: Kind) -> bool {
+    kind == Kind::WorkloadEntry || routes().contains(&kind)
+}
+
+/// Routes of the Gateway API.
 pub fn routes() -> &'static [Kind] {
     &[Kind::HTTPRoute, Kind::GRPCRoute, Kind::TCPRoute, Kind::TLSRoute]
 }

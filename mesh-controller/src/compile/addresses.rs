@@ -16,9 +16,9 @@ use crate::index::{Index, PodInfo, PodPhase, ServiceInfo};
 use crate::object::{Name, Origin, Status};
 
 /// Who has which address.
-pub(super) struct Owners {
-    /// Pods that are workloads, by uid.
-    pub(super) pods: BTreeMap<WorkloadUid, Name>,
+pub(super) struct Owners<'a> {
+    /// What can be a workload, by uid: pods, and the units of entries, which have no address.
+    pub(super) by_uid: BTreeMap<WorkloadUid, &'a PodInfo>,
     by_address: HashMap<IpAddr, Owner>,
 }
 
@@ -28,7 +28,7 @@ enum Owner {
     Service(Name, Origin),
 }
 
-impl Owners {
+impl Owners<'_> {
     /// The addresses that `pod` really has.
     pub(super) fn of_pod(&self, pod: &PodInfo) -> Vec<IpAddr> {
         pod.addresses.iter().copied().filter(|a| self.pod_at(*a) == Some(&pod.uid)).collect()
@@ -71,25 +71,22 @@ pub(super) fn service_name(name: &Name) -> ServiceName {
 }
 
 /// Decides.
-pub(super) fn assign(index: &Index, statuses: &mut Vec<Status>) -> Owners {
-    let mut owners = Owners { pods: BTreeMap::new(), by_address: HashMap::new() };
+pub(super) fn assign<'a>(index: &'a Index, statuses: &mut Vec<Status>) -> Owners<'a> {
+    let mut owners = Owners { by_uid: BTreeMap::new(), by_address: HashMap::new() };
     let mut pods: Vec<&PodInfo> =
         index.pods.values().filter(|p| p.phase == PodPhase::Live && !p.host_network).collect();
     pods.sort_by_key(|pod| (Reverse(pod.created), &pod.name));
-    for pod in pods {
-        match owners.pods.get(&pod.uid) {
-            Some(winner) => {
-                let message =
-                    format!("Pod {}: uid {} is also that of Pod {winner}, which wins", pod.name, pod.uid);
-                statuses.push(Status::refused(&pod.origin, "DuplicateUid", message));
-                continue;
-            }
-            None => owners.pods.insert(pod.uid.clone(), pod.name.clone()),
-        };
-        let subject = format!("Pod {}", pod.name);
+    // Of two entries with one unit the first by namespace and name wins: an index is read in that order.
+    for pod in pods.into_iter().chain(index.entries.values()) {
+        if let Some(winner) = owners.by_uid.get(&pod.uid) {
+            statuses.push(taken(pod, winner));
+            continue;
+        }
+        owners.by_uid.insert(pod.uid.clone(), pod);
+        let subject = pod.object().to_string();
         for address in &pod.addresses {
             let owner = Owner::Pod(pod.uid.clone(), pod.origin.clone());
-            claim(&mut owners, index, *address, (owner, &subject), statuses);
+            claim(&mut owners, *address, (owner, &subject), statuses);
         }
     }
     type Addresses = fn(&ServiceInfo) -> &[IpAddr];
@@ -99,16 +96,26 @@ pub(super) fn assign(index: &Index, statuses: &mut Vec<Status>) -> Owners {
             let subject = format!("Service {}", service.name);
             for address in addresses(service) {
                 let owner = Owner::Service(service.name.clone(), service.origin.clone());
-                claim(&mut owners, index, *address, (owner, &subject), statuses);
+                claim(&mut owners, *address, (owner, &subject), statuses);
             }
         }
     }
     owners
 }
 
+/// What is said of `loser`, whose uid is already `winner`'s.
+fn taken(loser: &PodInfo, winner: &PodInfo) -> Status {
+    let (subject, winner) = (loser.object(), winner.object());
+    let (reason, what) = match &loser.unit {
+        None => ("DuplicateUid", format!("uid {}", loser.uid)),
+        Some(unit) => ("DuplicateUnit", format!("unit {unit} of node {}", loser.node)),
+    };
+    let message = format!("{subject}: {what} is also that of {winner}, which wins");
+    Status::refused(&loser.origin, reason, message)
+}
+
 fn claim(
-    owners: &mut Owners,
-    index: &Index,
+    owners: &mut Owners<'_>,
     address: IpAddr,
     (owner, subject): (Owner, &str),
     statuses: &mut Vec<Status>,
@@ -122,7 +129,7 @@ fn claim(
         Entry::Occupied(held) => {
             let winner = match held.get() {
                 Owner::Pod(uid, at) => {
-                    let name = index.pods.values().find(|p| p.uid == *uid).map(|p| p.name.to_string());
+                    let name = owners.by_uid.get(uid).map(|p| p.name.to_string());
                     format!("Pod {} ({at})", name.unwrap_or_default())
                 }
                 Owner::Service(name, at) => format!("Service {name} ({at})"),

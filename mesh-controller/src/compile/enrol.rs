@@ -1,4 +1,5 @@
-//! A pod becomes a workload: is it in the mesh, who is it, which modes and policies concern it.
+//! A pod, or a unit that an entry declares, becomes a workload: is it in the mesh, who is it, which modes and policies concern
+//! it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
     let identity = match SpiffeId::new(parts.trust_domain.clone(), namespace, &pod.service_account) {
         Ok(identity) => identity,
         Err(error) => {
-            let message = format!("Pod {}: it cannot have an identity: {error}", pod.name);
+            let message = format!("{}: it cannot have an identity: {error}", pod.object());
             statuses.push(Status::refused(&pod.origin, "InvalidIdentity", message));
             return None;
         }
@@ -35,8 +36,16 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
     let enrolled = enrolled(pod, parts.index, &reach, statuses);
     let account = Name::new(namespace, &pod.service_account);
     if enrolled && pod.service_account != "default" && !parts.index.service_accounts.contains(&account) {
-        let message = format!("Pod {}: ServiceAccount {account} is not there", pod.name);
+        let message = format!("{}: ServiceAccount {account} is not there", pod.object());
         statuses.push(Status::noted(&pod.origin, "NoServiceAccount", message));
+    }
+    if let Some(unit) = &pod.unit {
+        let what = format!("{}: unit {unit} of node {}", pod.object(), pod.node);
+        statuses.push(if enrolled {
+            Status::noted(&pod.origin, "Accepted", format!("{what} is {identity}"))
+        } else {
+            Status::noted(&pod.origin, "NotEnrolled", format!("{what} is outside of the mesh"))
+        });
     }
     Some(Workload {
         uid: pod.uid.clone(),
@@ -53,7 +62,7 @@ pub(super) fn workload(pod: &PodInfo, parts: Parts<'_>, statuses: &mut Vec<Statu
         agent_lost_after: modes::agent_lost_after(&reach),
         connect: modes::connect(&reach),
         probes: pod.probes.clone(),
-        unit: None,
+        unit: pod.unit.clone(),
     })
 }
 
@@ -68,7 +77,7 @@ fn enrolled(pod: &PodInfo, index: &Index, reach: &[Reach<'_>], statuses: &mut Ve
     if modes::allows_opt_out(reach) {
         return false;
     }
-    let message = format!("Pod {}: no MeshConfig with allowOptOut lets it stay out of the mesh", pod.name);
+    let message = format!("{}: no MeshConfig with allowOptOut lets it stay out of the mesh", pod.object());
     statuses.push(Status::refused(&pod.origin, "OptOutNotAllowed", message));
     true
 }

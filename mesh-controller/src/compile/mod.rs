@@ -49,7 +49,7 @@ pub struct Compiled {
     pub version: u64,
     /// The trust domain.
     pub trust_domain: TrustDomain,
-    /// Every live pod with a network of its own.
+    /// Every live pod with a network of its own, and every systemd unit that an entry declares.
     pub workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
     /// Every service.
     pub services: BTreeMap<ServiceName, Arc<Service>>,
@@ -102,8 +102,7 @@ pub fn compile(
     let selection = policies::Selection::new(index);
     let mut workloads = BTreeMap::new();
     let mut by_node: HashMap<Arc<str>, Vec<WorkloadUid>> = HashMap::new();
-    for (uid, name) in &owners.pods {
-        let Some(pod) = index.pods.get(name) else { continue };
+    for (uid, pod) in &owners.by_uid {
         let parts =
             enrol::Parts { index, trust_domain, selection: &selection, addresses: owners.of_pod(pod) };
         let Some(workload) = enrol::workload(pod, parts, &mut statuses) else { continue };

@@ -102,11 +102,11 @@ pub(super) fn report(index: &Index, statuses: &mut Vec<Status>) {
             continue;
         };
         let root = &*name.namespace == ROOT_NAMESPACE;
-        let pods = index.pods.values().filter(|p| root || p.name.namespace == name.namespace);
-        let count = pods.filter(|p| selects(&settings.selector, &p.labels)).count();
+        let reach = index.candidates().filter(|p| root || p.name.namespace == name.namespace);
+        let count = reach.filter(|p| selects(&settings.selector, &p.labels)).count();
         let (reason, message) = match count {
-            0 => ("SelectsNothing", format!("MeshConfig {name}: no pod is selected")),
-            _ => ("Accepted", format!("MeshConfig {name}: concerns {count} pods")),
+            0 => ("SelectsNothing", format!("MeshConfig {name}: no workload is selected")),
+            _ => ("Accepted", format!("MeshConfig {name}: concerns {count} workloads")),
         };
         statuses.push(Status::noted(&config.origin, reason, message));
     }

@@ -6,9 +6,9 @@ use mesh_core::model::{Action, PolicyName, Workload, WorkloadUid};
 
 use super::ROOT_NAMESPACE;
 use crate::index::{Index, Labels, PodInfo, PodPhase, PolicyInfo, selects};
-use crate::object::{Name, Origin, Status};
+use crate::object::{Origin, Status};
 
-/// The most pods that a status names.
+/// The most workloads that a status names.
 const MOST_NAMES: usize = 3;
 
 /// The policies by namespace.
@@ -39,7 +39,7 @@ impl<'a> Selection<'a> {
 /// Says of each policy what it selects, and where it is not enforced: what nobody enforces must not go unseen.
 pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>, statuses: &mut Vec<Status>) {
     let mut by_namespace: BTreeMap<&str, Vec<&PodInfo>> = BTreeMap::new();
-    for pod in index.pods.values().filter(|p| p.phase == PodPhase::Live) {
+    for pod in index.candidates().filter(|p| p.phase == PodPhase::Live) {
         by_namespace.entry(&pod.name.namespace).or_default().push(pod);
     }
     for (name, info) in &index.policies {
@@ -71,20 +71,22 @@ pub(super) fn report(index: &Index, workloads: &BTreeMap<WorkloadUid, Workload>,
     }
 }
 
-/// The pods that a policy selects, by whether it is enforced for them.
+/// The workloads that a policy selects, by whether it is enforced for them.
 #[derive(Default)]
 struct Selected<'a> {
     enforced: usize,
-    not_enrolled: Vec<&'a Name>,
-    on_node_network: Vec<&'a Name>,
+    not_enrolled: Vec<&'a PodInfo>,
+    on_node_network: Vec<&'a PodInfo>,
 }
 
 impl<'a> Selected<'a> {
     fn add(&mut self, pod: &'a PodInfo, workload: Option<&Workload>) {
-        match workload {
+        // A unit that several entries declare is the workload of one of them.
+        let own = |w: &&Workload| w.name == pod.name.name && w.namespace() == &*pod.name.namespace;
+        match workload.filter(own) {
             Some(workload) if workload.enrolled => self.enforced += 1,
-            None if pod.host_network => self.on_node_network.push(&pod.name),
-            _ => self.not_enrolled.push(&pod.name),
+            None if pod.host_network => self.on_node_network.push(pod),
+            _ => self.not_enrolled.push(pod),
         }
     }
 
@@ -93,11 +95,11 @@ impl<'a> Selected<'a> {
         if missed == 0 {
             return match self.enforced {
                 0 => {
-                    let message = format!("{subject}: no pod is selected");
+                    let message = format!("{subject}: no workload is selected");
                     Status::noted(origin, "SelectsNothing", message).enforced(false)
                 }
-                pods => {
-                    let message = format!("{subject}: enforced for the {pods} selected pods");
+                all => {
+                    let message = format!("{subject}: enforced for the {all} selected workloads");
                     Status::noted(origin, "Accepted", message).enforced(true)
                 }
             };
@@ -109,8 +111,8 @@ impl<'a> Selected<'a> {
         if !self.on_node_network.is_empty() {
             why.push(format!("on the node's network (hostNetwork): {}", some(&self.on_node_network)));
         }
-        let (pods, why) = (self.enforced + missed, why.join("; "));
-        let message = format!("{subject}: enforced for {} of {pods} selected pods; {why}", self.enforced);
+        let (all, why) = (self.enforced + missed, why.join("; "));
+        let message = format!("{subject}: enforced for {} of {all} selected workloads; {why}", self.enforced);
         let status = match self.enforced {
             0 => Status::refused(origin, "NotEnforced", message),
             _ => Status::noted(origin, "PartlyEnforced", message),
@@ -119,10 +121,14 @@ impl<'a> Selected<'a> {
     }
 }
 
-/// The first names, and how many more there are.
-fn some(names: &[&Name]) -> String {
-    let shown: Vec<String> = names.iter().take(MOST_NAMES).map(ToString::to_string).collect();
-    match names.len().saturating_sub(MOST_NAMES) {
+/// The first names, and how many more there are. Most are pods, so only the others say their kind.
+fn some(selected: &[&PodInfo]) -> String {
+    let name = |pod: &&PodInfo| match &pod.unit {
+        None => pod.name.to_string(),
+        Some(_) => pod.object().to_string(),
+    };
+    let shown: Vec<String> = selected.iter().take(MOST_NAMES).map(name).collect();
+    match selected.len().saturating_sub(MOST_NAMES) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }

@@ -22,7 +22,7 @@ use crate::object::Name;
 pub(super) fn compile(
     protocol: Protocol,
     index: &Index,
-    owners: &Owners,
+    owners: &Owners<'_>,
     workloads: &BTreeMap<WorkloadUid, Workload>,
 ) -> BTreeMap<ServiceName, Service> {
     let mut slices: HashMap<&Name, Vec<&SliceInfo>> = HashMap::new();
@@ -77,7 +77,7 @@ pub(super) fn name_at_workloads(
 
 struct Builder<'a> {
     index: &'a Index,
-    owners: &'a Owners,
+    owners: &'a Owners<'a>,
     workloads: &'a BTreeMap<WorkloadUid, Workload>,
     protocol: Protocol,
 }

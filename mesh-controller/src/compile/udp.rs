@@ -14,7 +14,7 @@ use crate::index::Index;
 /// Every address and port that a datagram to an enrolled pod can be sent to, where a rule names the pod's port.
 pub(super) fn targets(
     index: &Index,
-    owners: &Owners,
+    owners: &Owners<'_>,
     workloads: &BTreeMap<WorkloadUid, Workload>,
 ) -> BTreeMap<SocketAddr, Vec<UdpBackend>> {
     let named = named_ports(index, workloads);

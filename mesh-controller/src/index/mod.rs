@@ -3,6 +3,7 @@
 //! What an object says is checked here once. An object that cannot be honoured keeps its last good version; a MeshConfig
 //! that never had one is remembered as undecodable, because it may have said STRICT.
 
+mod entry;
 mod pod;
 mod probes;
 mod service;
@@ -42,6 +43,8 @@ pub struct Index {
     pub service_accounts: BTreeSet<Name>,
     /// Pods.
     pub pods: BTreeMap<Name, PodInfo>,
+    /// Systemd units that WorkloadEntries declare, in a pod's form; one may be called as a pod is.
+    pub entries: BTreeMap<Name, PodInfo>,
     /// Services.
     pub services: BTreeMap<Name, ServiceInfo>,
     /// EndpointSlices.
@@ -125,6 +128,11 @@ impl Index {
         self.source.iter().chain(self.problems.values().flatten())
     }
 
+    /// Whatever can be a workload: pods, and systemd units that entries declare.
+    pub fn candidates(&self) -> impl Iterator<Item = &PodInfo> {
+        self.pods.values().chain(self.entries.values())
+    }
+
     fn apply(&mut self, key: &ObjectRef, object: &Object, origin: &Origin) {
         let mut problems = Problems { key, origin, found: Vec::new() };
         let name = key.name.clone();
@@ -160,6 +168,13 @@ impl Index {
                 }
             },
             Object::MeshConfig(object) => self.apply_config(name, object, &mut problems),
+            Object::WorkloadEntry(object) => match PodInfo::of_entry(&name, object, &mut problems) {
+                Ok(info) => drop(self.entries.insert(name, info)),
+                Err(error) => {
+                    problems.refuse("Invalid", error);
+                    self.note_kept(&mut problems);
+                }
+            },
             Object::Route(object) => drop(self.routes.insert(key.clone(), (**object).clone())),
         }
         let found = problems.found;
@@ -192,6 +207,7 @@ impl Index {
             Kind::Pod => self.pods.contains_key(name),
             Kind::AuthorizationPolicy => self.policies.contains_key(name),
             Kind::MeshConfig => self.configs.get(name).is_some_and(|c| c.settings.is_some()),
+            Kind::WorkloadEntry => self.entries.contains_key(name),
             _ => false,
         };
         let note = if held { "; its last good version is kept" } else { "; it is not in force" };
@@ -218,6 +234,7 @@ impl Index {
             Kind::EndpointSlice => drop(self.slices.remove(name)),
             Kind::AuthorizationPolicy => drop(self.policies.remove(name)),
             Kind::MeshConfig => drop(self.configs.remove(name)),
+            Kind::WorkloadEntry => drop(self.entries.remove(name)),
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
                 drop(self.routes.remove(key));
             }

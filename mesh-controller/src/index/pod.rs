@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::model::{Owner, Protocol, WorkloadUid};
 
 use super::{ENROLLED_LABEL, Labels, Problems, is_of, probes};
-use crate::object::{Name, Origin};
+use crate::object::{Kind, Name, ObjectRef, Origin};
 
 /// The label that a Deployment puts on its ReplicaSets and their pods.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
@@ -23,7 +23,7 @@ pub enum PodPhase {
     Over,
 }
 
-/// One pod.
+/// One pod, or one systemd unit that a WorkloadEntry declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodInfo {
     /// Its uid.
@@ -34,6 +34,8 @@ pub struct PodInfo {
     pub origin: Origin,
     /// Its node; empty while it has none.
     pub node: Arc<str>,
+    /// The systemd unit that it is; `None`: a pod.
+    pub unit: Option<Arc<str>>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its labels.
@@ -63,6 +65,12 @@ pub struct PodInfo {
 }
 
 impl PodInfo {
+    /// The object that it was read from, for messages.
+    pub fn object(&self) -> ObjectRef {
+        let kind = if self.unit.is_some() { Kind::WorkloadEntry } else { Kind::Pod };
+        ObjectRef { kind, name: self.name.clone() }
+    }
+
     pub(super) fn read(name: &Name, pod: &Pod, origin: &Origin, problems: &mut Problems<'_>) -> Option<Self> {
         let Some(uid) = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) else {
             problems.refuse("MissingUid", "metadata.uid is missing, and a pod is known by it");
@@ -82,6 +90,7 @@ impl PodInfo {
             name: name.clone(),
             origin: origin.clone(),
             node: spec.node_name.as_deref().unwrap_or_default().into(),
+            unit: None,
             addresses: addresses(status, problems),
             opts_out: opts_out(&labels, problems),
             owner: owner(&pod.metadata, &name.name, &labels),
@@ -115,7 +124,7 @@ fn addresses(status: &PodStatus, problems: &mut Problems<'_>) -> Vec<IpAddr> {
     addresses
 }
 
-fn opts_out(labels: &Labels, problems: &mut Problems<'_>) -> bool {
+pub(super) fn opts_out(labels: &Labels, problems: &mut Problems<'_>) -> bool {
     match labels.get(ENROLLED_LABEL).map(String::as_str) {
         Some("false") => true,
         None | Some("true") => false,

@@ -37,7 +37,10 @@ pub fn reports(statuses: &[Status]) -> BTreeMap<ObjectRef, Report> {
     let mut said: BTreeMap<&ObjectRef, Vec<(&ApiOrigin, &Status)>> = BTreeMap::new();
     for status in statuses {
         if let Origin::Api(origin) = &status.source
-            && matches!(origin.object.kind, Kind::AuthorizationPolicy | Kind::MeshConfig)
+            && matches!(
+                origin.object.kind,
+                Kind::AuthorizationPolicy | Kind::MeshConfig | Kind::WorkloadEntry
+            )
         {
             said.entry(&origin.object).or_default().push((origin, status));
         }
@@ -135,6 +138,20 @@ mod tests {
         assert_eq!((report.verdicts[1].holds, report.verdicts[1].reason), (false, "SelectsNothing"));
         let report = only(&[Status::refused(&origin, "Malformed", "bad")]);
         assert_eq!((report.verdicts[1].holds, report.verdicts[1].reason), (false, "NotAccepted"));
+    }
+
+    #[test]
+    fn an_entry_has_no_enforced_and_is_not_accepted_where_another_has_its_unit() {
+        let origin = origin(Kind::WorkloadEntry, 2);
+        let said = |status| only(&[status]).verdicts;
+        let [verdict] = &said(Status::noted(&origin, "Accepted", "unit db.service is x"))[..] else {
+            panic!()
+        };
+        assert_eq!((verdict.about, verdict.holds, verdict.reason), ("Accepted", true, "Accepted"));
+        let twice = Status::refused(&origin, "DuplicateUnit", "WorkloadEntry shop/x: also that of shop/a");
+        let [verdict] = &said(twice)[..] else { panic!() };
+        assert_eq!((verdict.holds, verdict.reason), (false, "DuplicateUnit"));
+        assert_eq!(verdict.message, "also that of shop/a");
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl CertificateService {
         Err(Status::resource_exhausted("this node asks for too many certificates"))
     }
 
-    /// The identity, if an enrolled pod on the caller's node has it.
+    /// The identity, if an enrolled pod or unit on the caller's node has it.
     fn entitled(&self, node: &str, requested: &str) -> Result<SpiffeId, Status> {
         let id = SpiffeId::parse(requested).map_err(|e| Status::invalid_argument(e.to_string()))?;
         if requested == admin_id(self.authority.trust_domain()) {
@@ -138,7 +138,7 @@ impl CertificateService {
         if compiled.on_node(node).any(|workload| workload.enrolled && workload.identity == id) {
             return Ok(id);
         }
-        Err(Status::permission_denied(format!("no enrolled pod on node {node} has the identity {id}")))
+        Err(Status::permission_denied(format!("no enrolled workload on node {node} has the identity {id}")))
     }
 
     fn sign(

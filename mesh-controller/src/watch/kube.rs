@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::manifest::{Item, from_api};
 use super::{Batch, Change, Source};
-use crate::api::{ApiError, Client, required, resource, routes};
+use crate::api::{ApiError, Client, optional, required, resource, routes};
 use crate::object::{Kind, Name, ObjectRef, Origin, Status};
 
 /// How many objects are asked for at once.
@@ -42,6 +42,8 @@ pub struct KubeSource {
 /// What one kind's follower has to say.
 enum News {
     Listed(Kind, Vec<Item>),
+    /// Its definition is not installed.
+    Absent(Kind),
     Applied(Kind, Item),
     Gone(Kind, Name),
     /// Why nothing can be read now; `None` when it can be again.
@@ -109,6 +111,7 @@ impl State {
     fn take(&mut self, news: News) {
         match news {
             News::Listed(kind, items) => {
+                self.troubles.remove(&kind);
                 let listed: BTreeSet<Name> = items.iter().map(|item| item.name.clone()).collect();
                 let known = self.known.entry(kind).or_default();
                 let gone: Vec<Name> = known.keys().filter(|name| !listed.contains(*name)).cloned().collect();
@@ -117,6 +120,15 @@ impl State {
                 }
                 for item in items {
                     self.apply(kind, item);
+                }
+            }
+            News::Absent(kind) => {
+                // Who removes a definition removes its objects first, and the watch tells of them. So what is known still
+                // was not taken away by anybody.
+                if self.known.entry(kind).or_default().is_empty() {
+                    self.troubles.remove(&kind);
+                } else {
+                    self.troubles.insert(kind, "its CustomResourceDefinition is not there".into());
                 }
             }
             News::Applied(kind, item) => self.apply(kind, item),
@@ -218,8 +230,8 @@ impl Follower {
                 }
                 End::Failed(error) => {
                     let absent = error.is(404);
-                    if absent && routes().contains(&self.kind) {
-                        if self.tell(News::Listed(self.kind, Vec::new())).await.is_err() {
+                    if absent && optional(self.kind) {
+                        if self.tell(News::Absent(self.kind)).await.is_err() {
                             return;
                         }
                         tokio::time::sleep(ABSENT_PAUSE).await;

@@ -123,6 +123,7 @@ fn manifest(object: &Object) -> Result<Value, serde_json::Error> {
         Object::EndpointSlice(object) => serde_json::to_value(object),
         Object::AuthorizationPolicy(object) => serde_json::to_value(object),
         Object::MeshConfig(object) => serde_json::to_value(object),
+        Object::WorkloadEntry(object) => serde_json::to_value(object),
         Object::Route(object) => Ok((**object).clone()),
     }
 }

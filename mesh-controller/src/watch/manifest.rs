@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::crd::{
-    AuthorizationPolicy, AuthorizationPolicySpec, FieldError, GROUP, MeshConfig, MeshConfigSpec, MeshSettings,
+    AuthorizationPolicy, AuthorizationPolicySpec, DeclaredUnit, FieldError, GROUP, MeshConfig,
+    MeshConfigSpec, MeshSettings, WorkloadEntry, WorkloadEntrySpec,
 };
 use mesh_core::model as core;
 use serde::Deserialize;
@@ -211,6 +212,7 @@ fn kind_of(header: &Header) -> Result<Option<Kind>, String> {
         ("discovery.k8s.io", "EndpointSlice") => (Kind::EndpointSlice, "v1"),
         (GROUP, "AuthorizationPolicy") => (Kind::AuthorizationPolicy, mesh_api::crd::VERSION),
         (GROUP, "MeshConfig") => (Kind::MeshConfig, mesh_api::crd::VERSION),
+        (GROUP, "WorkloadEntry") => (Kind::WorkloadEntry, mesh_api::crd::VERSION),
         (GROUP, other) => return Err(format!("{GROUP} has no kind {other:?}")),
         _ => return Ok(None),
     };
@@ -244,6 +246,17 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
             Ok((Object::$variant(object), unknown))
         }};
     }
+    /// Decodes a kind of the mesh's own, and tries whether it can be honoured.
+    macro_rules! custom {
+        ($variant:ident($spec:ty) becomes $checked:ty) => {{
+            let strict: Strict<$spec> = text.decode()?;
+            let unknown = text.unknown(written, &strict);
+            let mut object = $variant { metadata: strict.metadata, spec: strict.spec, status: None };
+            object.metadata.namespace = namespace;
+            valid(<$checked>::try_from(&object), text)?;
+            Ok((Object::$variant(Box::new(object)), unknown))
+        }};
+    }
     match key.kind {
         Kind::Namespace => builtin!(Namespace),
         Kind::Node => builtin!(Node),
@@ -252,22 +265,10 @@ fn decode(key: &ObjectRef, text: &Text<'_>, written: &Value) -> Decoded {
         Kind::Service => builtin!(Service),
         Kind::EndpointSlice => builtin!(EndpointSlice),
         Kind::AuthorizationPolicy => {
-            let strict: Strict<AuthorizationPolicySpec> = text.decode()?;
-            let unknown = text.unknown(written, &strict);
-            let mut policy =
-                AuthorizationPolicy { metadata: strict.metadata, spec: strict.spec, status: None };
-            policy.metadata.namespace = namespace;
-            valid(core::AuthorizationPolicy::try_from(&policy), text)?;
-            Ok((Object::AuthorizationPolicy(Box::new(policy)), unknown))
+            custom!(AuthorizationPolicy(AuthorizationPolicySpec) becomes core::AuthorizationPolicy)
         }
-        Kind::MeshConfig => {
-            let strict: Strict<MeshConfigSpec> = text.decode()?;
-            let unknown = text.unknown(written, &strict);
-            let mut config = MeshConfig { metadata: strict.metadata, spec: strict.spec, status: None };
-            config.metadata.namespace = namespace;
-            valid(MeshSettings::try_from(&config), text)?;
-            Ok((Object::MeshConfig(Box::new(config)), unknown))
-        }
+        Kind::MeshConfig => custom!(MeshConfig(MeshConfigSpec) becomes MeshSettings),
+        Kind::WorkloadEntry => custom!(WorkloadEntry(WorkloadEntrySpec) becomes DeclaredUnit),
         Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
             Ok((Object::Route(Box::new(written.clone())), Vec::new()))
         }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{Harness, chain_pem, config, namespace, pod, request};
+use crate::common::{Harness, chain_pem, config, entry, namespace, pod, request};
 use mesh_api::proto::agent_message::Kind;
 use mesh_api::proto::certificate_authority_client::CertificateAuthorityClient;
 use mesh_api::proto::discovery_client::DiscoveryClient;
@@ -22,6 +22,8 @@ async fn shop() -> Harness {
         pod("db", "node-b", "10.1.2.1"),
         // The namespace of this one is not enrolled.
         pod("lone", "node-a", "10.1.1.2").replace("namespace: shop", "namespace: lonely"),
+        entry("backup", "node-a"),
+        entry("mail", "node-b"),
     ];
     Harness::start(&[("shop.yaml", &yaml.concat())]).await
 }
@@ -85,7 +87,7 @@ async fn calls_without_a_certificate_are_refused() {
 }
 
 #[tokio::test]
-async fn an_agent_gets_only_the_identities_of_enrolled_pods_on_its_node() {
+async fn an_agent_gets_only_the_identities_of_enrolled_pods_and_units_on_its_node() {
     let harness = shop().await;
     let identity = harness.join("node-a").await;
     let mut ca = harness.ca(Some(identity.clone())).await;
@@ -95,7 +97,9 @@ async fn an_agent_gets_only_the_identities_of_enrolled_pods_on_its_node() {
         ca.sign_workload(SignWorkloadRequest { spiffe_id: id.into(), csr_der }).await
     };
     let signed = sign("spiffe://cluster.local/ns/shop/sa/api").await.unwrap().into_inner();
+    sign("spiffe://cluster.local/ns/shop/sa/backup").await.unwrap();
     for refused in [
+        "spiffe://cluster.local/ns/shop/sa/mail",
         "spiffe://cluster.local/ns/shop/sa/db",
         "spiffe://cluster.local/ns/lonely/sa/lone",
         "spiffe://other.domain/ns/shop/sa/api",

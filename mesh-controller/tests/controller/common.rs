@@ -78,6 +78,24 @@ status:
     )
 }
 
+/// A WorkloadEntry `shop/NAME` with the label `app=NAME`, of the unit `NAME.service` with the service account `NAME`.
+pub(crate) fn entry(name: &str, node: &str) -> String {
+    format!(
+        r#"---
+apiVersion: ferromesh.io/v1alpha1
+kind: WorkloadEntry
+metadata:
+  name: {name}
+  namespace: shop
+  labels: {{app: {name}}}
+spec:
+  node: {node}
+  unit: {name}.service
+  serviceAccount: {name}
+"#
+    )
+}
+
 pub(crate) fn status<'a>(statuses: &'a [Status], reason: &str) -> &'a Status {
     statuses.iter().find(|s| s.reason == reason).unwrap_or_else(|| panic!("no {reason} in {statuses:#?}"))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{namespace, pod};
+use crate::common::{entry, namespace, pod};
 use mesh_controller::watch::{Batch, Change, DirSource};
 
 fn names(batch: &Batch) -> Vec<String> {
@@ -248,6 +248,28 @@ fn a_policy_that_has_the_form_but_cannot_be_honoured_keeps_its_last_good_version
     let told = told(&after);
     assert!(told[0].starts_with("p.yaml:12 Malformed AuthorizationPolicy shop/p: spec.rules[0]"), "{told:?}");
     assert!(told[0].ends_with("its last good version is kept"), "{told:?}");
+}
+
+#[test]
+fn an_entry_without_a_unit_keeps_its_last_good_version_over_a_restart_and_names_the_line() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = state.path().join("last-good.json");
+    let good = started(dir.path(), &file, &[("db.yaml", &entry("db", "host-1"))]);
+    assert_eq!((names(&good), told(&good)), (vec!["+WorkloadEntry shop/db".to_owned()], vec![]));
+    for (bad, want) in [
+        (
+            ("unit: db.service", "unit: ../db.service"),
+            "db.yaml:10 Malformed WorkloadEntry shop/db: spec.unit: ",
+        ),
+        (("unit: db.service", "unit: db.socket"), "db.yaml:10 Malformed WorkloadEntry shop/db: spec.unit: "),
+        (("node: host-1", "node: Host"), "db.yaml:9 Malformed WorkloadEntry shop/db: spec.node: "),
+        (("unit: db", "units: db"), "db.yaml:10 Malformed WorkloadEntry shop/db: "),
+    ] {
+        let after = started(dir.path(), &file, &[("db.yaml", &entry("db", "host-1").replace(bad.0, bad.1))]);
+        assert_eq!(names(&after), names(&good), "{bad:?}");
+        let told = told(&after);
+        assert!(told[0].starts_with(want) && told[0].ends_with("is kept"), "{told:?}");
+    }
 }
 
 #[test]

@@ -261,3 +261,61 @@ async fn routes_are_read_where_they_are_installed_and_missed_quietly_where_not()
     assert_eq!(told(&batch), ["+HTTPRoute shop/r"]);
     assert!(batch.statuses.is_empty(), "{:?}", batch.statuses);
 }
+
+fn unit(name: &str) -> Value {
+    json!({
+        "apiVersion": "ferromesh.io/v1alpha1", "kind": "WorkloadEntry",
+        "metadata": { "namespace": "shop", "name": name, "uid": name, "resourceVersion": "3" },
+        "spec": { "node": "host-1", "unit": "db.service" },
+    })
+}
+
+#[tokio::test]
+async fn a_missing_definition_of_entries_holds_nothing_up_and_one_that_is_there_is_waited_for() {
+    let absent =
+        json!({ "kind": "Status", "code": 404, "reason": "NotFound", "message": "no such resource" });
+    let refusal =
+        json!({ "kind": "Status", "code": 500, "reason": "InternalError", "message": "etcd is away" });
+    for (answers, want) in [
+        (vec![(404, absent)], &["+Namespace a"][..]),
+        (
+            vec![(500, refusal), (200, list("5", vec![unit("db")]))],
+            &["+Namespace a", "+WorkloadEntry shop/db"],
+        ),
+    ] {
+        let server = Server::default();
+        server.script("namespaces", vec![(200, list("10", vec![namespace("a", "9")]))], vec![]);
+        server.script("workloadentries", answers, vec![]);
+        let (client, _folder) = server.start().await;
+        let (sink, mut batches) = mpsc::channel(4);
+        KubeSource::new(client).start(sink).unwrap();
+        let batch = next(&mut batches).await;
+        assert_eq!(told(&batch), want);
+        assert!(batch.statuses.is_empty(), "{:?}", batch.statuses);
+    }
+}
+
+#[tokio::test]
+async fn a_definition_that_is_not_there_any_more_takes_no_entry_out_of_the_mesh_and_is_told() {
+    let server = Server::default();
+    let gone = json!({ "kind": "Status", "code": 410, "reason": "Expired", "message": "too old" });
+    let absent =
+        json!({ "kind": "Status", "code": 404, "reason": "NotFound", "message": "no such resource" });
+    server.script(
+        "workloadentries",
+        vec![(200, list("5", vec![unit("db")])), (404, absent)],
+        vec![vec![json!({ "type": "ERROR", "object": gone })]],
+    );
+    let (client, _folder) = server.start().await;
+    let (sink, mut batches) = mpsc::channel(4);
+    KubeSource::new(client).start(sink).unwrap();
+    let mut batch = next(&mut batches).await;
+    assert_eq!(told(&batch), ["+WorkloadEntry shop/db"]);
+    let missed = async {
+        while !batch.statuses.iter().any(|s| s.message.contains("CustomResourceDefinition is not there")) {
+            batch = batches.recv().await.expect("the source ended");
+            assert!(batch.changes.is_empty(), "{:?}", told(&batch));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), missed).await.expect("nobody said that it is missing");
+}

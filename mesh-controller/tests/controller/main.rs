@@ -8,6 +8,7 @@ mod compile;
 mod csr;
 mod dir_source;
 mod discovery;
+mod entries;
 mod kube_source;
 mod rotation;
 mod views;

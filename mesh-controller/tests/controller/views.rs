@@ -11,7 +11,7 @@ use mesh_controller::watch::{Batch, Change};
 use mesh_core::snapshot::{Delta, Remove, Upsert};
 use proptest::prelude::*;
 
-use crate::common::{changes, namespace, pod, trust_domain};
+use crate::common::{changes, entry, namespace, pod, trust_domain};
 
 const PODS: [&str; 4] = ["p0", "p1", "p2", "p3"];
 const NODES: [&str; 3] = ["n0", "n1", "n2"];
@@ -22,10 +22,30 @@ const ADDRESSES: [&str; 7] =
 /// One thing that a user or a kubelet does.
 #[derive(Clone, Debug)]
 enum Deed {
-    Pod { which: usize, node: usize, address: usize, app: usize, ready: bool },
-    Service { which: usize, local: bool },
-    Policy { udp: bool, port: u16 },
-    Namespace { enrolled: bool },
+    Pod {
+        which: usize,
+        node: usize,
+        address: usize,
+        app: usize,
+        ready: bool,
+    },
+    /// Called as a pod is; two of one node have one unit.
+    Entry {
+        which: usize,
+        node: usize,
+        app: usize,
+    },
+    Service {
+        which: usize,
+        local: bool,
+    },
+    Policy {
+        udp: bool,
+        port: u16,
+    },
+    Namespace {
+        enrolled: bool,
+    },
     Strict(bool),
     Delete(Kind, usize),
 }
@@ -44,6 +64,8 @@ fn deed() -> impl Strategy<Value = Deed> {
     let pod = (0..PODS.len(), 0..NODES.len(), 0..4usize, 0..2usize, any::<bool>());
     prop_oneof![
         6 => pod.prop_map(|(which, node, address, app, ready)| Deed::Pod { which, node, address, app, ready }),
+        2 => (0..2usize, 0..NODES.len(), 0..2usize).prop_map(|(which, node, app)| Deed::Entry { which, node, app }),
+        1 => (0..2usize).prop_map(|which| Deed::Delete(Kind::WorkloadEntry, which)),
         2 => (0..2usize, any::<bool>()).prop_map(|(which, local)| Deed::Service { which, local }),
         2 => (any::<bool>(), 80..82u16).prop_map(|(udp, port)| Deed::Policy { udp, port }),
         1 => any::<bool>().prop_map(|enrolled| Deed::Namespace { enrolled }),
@@ -82,6 +104,10 @@ fn applied(deed: &Deed) -> Vec<Change> {
                     ),
                 )
         }
+        Deed::Entry { which, node, app } => entry(PODS[*which], NODES[*node])
+            .replace(&format!("app: {}", PODS[*which]), &format!("app: a{app}"))
+            .replace("unit: p0", "unit: p")
+            .replace("unit: p1", "unit: p"),
         Deed::Service { which, local } => format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: x{which}, namespace: shop}}\nspec: {{clusterIP: {}, \
              selector: {{app: a{which}}}, internalTrafficPolicy: {}, ports: [{{name: w, port: 80, targetPort: 8080}}]}}\n",
@@ -101,7 +127,7 @@ fn applied(deed: &Deed) -> Vec<Change> {
             if *strict { "{mtls: {mode: STRICT}}" } else { "{mtls: {mode: PERMISSIVE}}" },
         ),
         Deed::Delete(kind, which) => {
-            let prefix = if *kind == Kind::Pod { "p" } else { "x" };
+            let prefix = if matches!(kind, Kind::Pod | Kind::WorkloadEntry) { "p" } else { "x" };
             let name = Name { namespace: "shop".into(), name: format!("{prefix}{which}").into() };
             return vec![Change::Delete(ObjectRef { kind: *kind, name })];
         }
