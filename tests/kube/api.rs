@@ -19,6 +19,32 @@ fn config(spec: Value) -> Value {
     })
 }
 
+fn entry(spec: Value) -> Value {
+    json!({
+        "apiVersion": "ferromesh.io/v1alpha1", "kind": "WorkloadEntry",
+        "metadata": { "namespace": "default", "name": "e" }, "spec": spec,
+    })
+}
+
+/// Entries that name no unit of a node, and what is said of each.
+fn bad_entries() -> [(Value, &'static str); 7] {
+    [
+        (entry(json!({ "node": "host-1" })), "spec.unit"),
+        (entry(json!({ "node": "Host_1", "unit": "db.service" })), "a node's name is a DNS subdomain"),
+        (entry(json!({ "node": "host-1", "unit": "db.socket" })), "with .service at the end"),
+        (
+            entry(json!({ "node": "host-1", "unit": "../db.service" })),
+            "a unit is named as systemctl shows it",
+        ),
+        (entry(json!({ "node": "host-1", "unit": "db@.service" })), "a template with its instance"),
+        (
+            entry(json!({ "node": "host-1", "unit": "db.service", "serviceAccount": "a/b" })),
+            "a service account's name is a DNS subdomain",
+        ),
+        (entry(json!({ "node": "host-1", "unit": "db.service", "port": 1 })), "unknown field"),
+    ]
+}
+
 #[test]
 fn the_api_server_refuses_what_makes_no_sense_and_explains_what_does() -> Result<()> {
     let world = World::with_nodes(0)?;
@@ -42,7 +68,7 @@ fn the_api_server_refuses_what_makes_no_sense_and_explains_what_does() -> Result
         (config(json!({ "mtls": { "ports": { "65536": "STRICT" } } })), "the keys are ports"),
         (config(json!({ "agentLostAfter": "5 days" })), "agentLostAfter"),
     ];
-    for (object, want) in cases {
+    for (object, want) in cases.into_iter().chain(bad_entries()) {
         let answer = cluster.apply(&object)?;
         ensure!(!answer.ok() && answer.stderr.contains(want), "{object}: {answer:?}");
     }
@@ -56,13 +82,19 @@ fn the_api_server_refuses_what_makes_no_sense_and_explains_what_does() -> Result
     cluster.apply(&policy("db", spec.clone()))?.success()?;
     let held = cluster.get("fap", "default", "db")?;
     ensure!(held["spec"] == spec, "what was applied is not what is read back: {held}");
+    let spec = json!({ "node": "host-1", "unit": r"a\x2db@1.service", "serviceAccount": "db" });
+    cluster.apply(&entry(spec.clone()))?.success()?;
+    let held = cluster.get("fwe", "default", "e")?;
+    ensure!(held["spec"] == spec, "what was applied is not what is read back: {held}");
     let shown = cluster.kubectl(&["-n", "default", "get", "ferromesh"])?.success()?;
-    for column in ["ACTION", "ACCEPTED", "ENFORCED", "AGE", "DENY"] {
+    for column in ["ACTION", "ACCEPTED", "ENFORCED", "AGE", "DENY", "NODE", "UNIT", "host-1"] {
         ensure!(shown.contains(column), "no {column} in {shown}");
     }
     let field = "authorizationpolicy.spec.rules.from.source.principals";
     let explained = cluster.kubectl(&["explain", field])?.success()?;
     ensure!(explained.contains("SPIFFE IDs without"), "{explained}");
+    let explained = cluster.kubectl(&["explain", "workloadentry.spec.unit"])?.success()?;
+    ensure!(explained.contains("whose cgroup is the workload"), "{explained}");
     Ok(())
 }
 
@@ -82,6 +114,9 @@ fn the_controller_s_account_may_read_the_mesh_and_write_conditions_and_nothing_e
         ("patch", "authorizationpolicies.ferromesh.io --subresource=status", "shop", true),
         ("update", "leases.coordination.k8s.io", "ferromesh-system", true),
         ("update", "leases.coordination.k8s.io", "kube-system", false),
+        ("watch", "workloadentries.ferromesh.io", "shop", true),
+        ("patch", "workloadentries.ferromesh.io --subresource=status", "shop", true),
+        ("patch", "workloadentries.ferromesh.io", "shop", false),
         ("patch", "authorizationpolicies.ferromesh.io", "shop", false),
         ("patch", "pods", "shop", false),
         ("delete", "pods", "shop", false),
