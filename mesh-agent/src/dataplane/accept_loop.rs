@@ -19,6 +19,7 @@ use super::place::Place;
 use crate::carrier::PodState;
 use crate::intercept::Held;
 use crate::observe::AcceptFailure;
+use crate::sys;
 
 /// The pauses after a failure that does not pass at once: doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -57,17 +58,37 @@ pub(super) async fn run(
     }
 }
 
-/// Takes what waits at a listener that is about to close: its clients are connected already.
+/// Takes what waits at a listener that is about to close: its clients are connected already. What a limit leaves is counted.
 pub(super) fn take_the_rest(
     place: &Rc<Place>,
     pod: &Arc<PodState>,
     port: Port,
     listener: &AsyncFd<TcpListener>,
 ) {
-    while held_back(place, pod, port).is_none()
-        && let Ok(accepted) = accept(listener.get_ref())
-    {
-        carry(place, pod, port, accepted);
+    loop {
+        let reason = match accept(listener.get_ref()) {
+            Ok((stream, peer)) => match held_back(place, pod, port) {
+                None => {
+                    carry(place, pod, port, (stream, peer));
+                    continue;
+                }
+                // As its listener's close would.
+                Some(limit) => {
+                    if let Err(error) = sys::reset_on_close(&stream) {
+                        tracing::debug!(%error, "the client sees FIN instead of RST");
+                    }
+                    limit
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if is_passing(&error) => AcceptFailure::Aborted,
+            Err(error) => {
+                place.carrier.ctx.metrics.accept_failed(AcceptFailure::Exhausted);
+                tracing::warn!(pod = %pod.net.uid, ?port, %error, "what waits at a listener that closes is reset");
+                return;
+            }
+        };
+        place.carrier.ctx.metrics.accept_failed(reason);
     }
 }
 
