@@ -29,6 +29,10 @@ pub const CLIENT_TOKEN_PREFIX: u32 = 0x7f40_0000;
 /// Bits of [`CLIENT_TOKEN_PREFIX`] that are the token.
 pub const CLIENT_TOKEN_MASK: u32 = 0x003f_ffff;
 
+/// What the agent marks its packets with (`SO_MARK`) where it dials a unit on its host: others may come to have the address and port
+/// of a record, and may not mark (CAP_NET_ADMIN or CAP_NET_RAW).
+pub const DIAL_MARK: u32 = 0x0fe2_6d65;
+
 /// Listener slots of one pod in the `LISTENERS` sockmap; a pod's first is `index * LISTENERS_PER_POD`.
 pub const LISTENERS_PER_POD: u32 = 4;
 /// The most agents of a node, one after the other, whose listeners are in use.
@@ -58,7 +62,7 @@ pub const GLOBAL_ROOT_LEVEL: &str = "ROOT_LEVEL";
 pub const GLOBAL_REFUSE_SOCKETS: &str = "REFUSE_SOCKETS";
 /// Name of the global that says whether the kernel has MPTCP (u32).
 pub const GLOBAL_HAS_MPTCP: &str = "HAS_MPTCP";
-/// Name of the global that says whether connections to unclassified pods are dropped (u32).
+/// Name of the global that says whether unclassified pods are held: 0, 1, or [`HOLD_WHILE_ALIVE`] (u32).
 pub const GLOBAL_HOLD_UNCLASSIFIED: &str = "HOLD_UNCLASSIFIED";
 /// Name of the global that says whether `cgroup_skb` programs can ask for the network namespace's cookie (u32).
 pub const GLOBAL_HAS_SKB_NETNS: &str = "HAS_SKB_NETNS";
@@ -66,6 +70,10 @@ pub const GLOBAL_HAS_SKB_NETNS: &str = "HAS_SKB_NETNS";
 pub const GLOBAL_POD_CGROUP: &str = "POD_CGROUP";
 /// Name of the global that holds the pod index of one `sk_lookup` instance (u32).
 pub const GLOBAL_POD_INDEX: &str = "POD_INDEX";
+
+/// Value of [`GLOBAL_HOLD_UNCLASSIFIED`]: while the agent gives signs of life. What a host's services begin while there is no
+/// agent must not wait for one.
+pub const HOLD_WHILE_ALIVE: u32 = 2;
 
 /// Slot of a listener within its pod's group in `LISTENERS`.
 #[repr(u32)]
@@ -96,7 +104,7 @@ pub struct Pod {
     pub addr6: Addr,
     /// The pod's index: names its slots in `LISTENERS`.
     pub index: u32,
-    /// [`POD_ENROLLED`], [`POD_CLOSED`], [`POD_HONEST`], [`POD_PORTS_KNOWN`] and [`POD_JOINED`], or 0.
+    /// [`POD_ENROLLED`], [`POD_CLOSED`], [`POD_HONEST`], [`POD_PORTS_KNOWN`], [`POD_JOINED`] and [`POD_SHARED`], or 0.
     pub flags: u32,
     /// How many seconds the agent may give no sign of life until this pod's connections pass around it; 0: for ever.
     pub lost_after: u32,
@@ -118,6 +126,11 @@ pub const POD_PORTS_KNOWN: u32 = 8;
 /// Flag of [`Pod`], beside [`POD_ENROLLED`], for a minute: it was known not to be enrolled before, so that what it dialled then
 /// was allowed and may still be answered.
 pub const POD_JOINED: u32 = 16;
+
+/// Flag of [`Pod`]: its network namespace is not its own alone (a systemd unit on its host's). Nothing of it passes for being
+/// loopback: only what the agent dials with a record in `CLIENTS` reaches it. The cgroup that all of them are below has an
+/// entry with this flag too; its ports are those in `SEEDED`.
+pub const POD_SHARED: u32 = 32;
 
 /// An agent without a sign of life for so many seconds is away: what stays closed for it is counted.
 pub const AGENT_AWAY: u32 = 5;

@@ -154,4 +154,10 @@ reasons! {
     UdpTableFull = "udp_table_full",
     /// cgroup ingress: to an enrolled application, the rest of a handshake that had begun before its pod joined; passed.
     IngressBegun = "ingress_begun",
+    /// cgroup ingress: to an application on a host's network, dialled by the agent; passed.
+    IngressDialled = "ingress_dialled",
+    /// sk_lookup: on a host's network, dialled by the agent.
+    LookupDialled = "lookup_dialled",
+    /// sk_lookup: on a host's network, to a port of nobody who is enrolled.
+    LookupNotEnrolled = "lookup_not_enrolled",
 }

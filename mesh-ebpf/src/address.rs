@@ -1,6 +1,6 @@
 //! Addresses as the kernel's context structs have them (words in network order) and as the maps have them (16 bytes).
 
-use mesh_common::{Addr, Pod, Reason};
+use mesh_common::{Addr, POD_SHARED, Pod, Reason};
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -83,10 +83,10 @@ pub fn equal(a: Words, b: Words) -> bool {
 pub fn left_alone4(dst: u32, pod: &Pod) -> Option<Reason> {
     let host = u32::from_be(dst);
     match (host >> 24, host >> 16) {
-        (127, _) => Some(Reason::ConnectLoopback),
+        (127, _) => own(pod, Reason::ConnectLoopback),
         // "This host", link-local with the metadata service, multicast, reserved and broadcast.
         (0, _) | (_, 0xa9fe) | (224..=255, _) => Some(Reason::ConnectNeverRedirected),
-        _ if dst == to_words(pod.addr4)[3] => Some(Reason::ConnectOwnAddress),
+        _ if dst == to_words(pod.addr4)[3] => own(pod, Reason::ConnectOwnAddress),
         _ => None,
     }
 }
@@ -96,12 +96,24 @@ pub fn left_alone4(dst: u32, pod: &Pod) -> Option<Reason> {
 pub fn left_alone6(dst: Words, pod: &Pod) -> Option<Reason> {
     let first = u32::from_be(dst[0]);
     if equal(dst, LOOPBACK6) {
-        Some(Reason::ConnectLoopback)
+        own(pod, Reason::ConnectLoopback)
     } else if is_zero(dst) || first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff {
         Some(Reason::ConnectNeverRedirected)
     } else if equal(dst, to_words(pod.addr6)) {
-        Some(Reason::ConnectOwnAddress)
+        own(pod, Reason::ConnectOwnAddress)
     } else {
         None
     }
+}
+
+/// What `pod` dials in its own network namespace is its own, unless others are there too.
+#[inline(always)]
+fn own(pod: &Pod, reason: Reason) -> Option<Reason> {
+    if pod.flags & POD_SHARED == 0 { Some(reason) } else { None }
+}
+
+/// Whether the address is one of loopback, of either family.
+#[inline(always)]
+pub fn is_loopback(words: Words) -> bool {
+    if is_mapped(words) { u32::from_be(words[3]) >> 24 == 127 } else { equal(words, LOOPBACK6) }
 }

@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod address;
+pub mod dialled;
 pub mod heartbeat;
 pub mod maps;
 

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use aya_ebpf::{EbpfContext as _, Global};
-use mesh_common::{POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
+use mesh_common::{HOLD_WHILE_ALIVE, POD_CLOSED, POD_ENROLLED, POD_HONEST, POD_LEVELS, Pod, Reason};
 use mesh_ebpf::address::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM};
 use mesh_ebpf::count;
 use mesh_ebpf::heartbeat::{self, Agent};
@@ -19,7 +19,7 @@ use crate::device;
 /// Cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
 static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
-/// Whether pods that nobody has classified yet are held.
+/// Whether pods that nobody has classified yet are held; `HOLD_WHILE_ALIVE`: only while the agent is there to classify them.
 #[unsafe(no_mangle)]
 static HOLD_UNCLASSIFIED: Global<u32> = Global::new(1);
 /// Depth of the pods' root in the cgroup hierarchy.
@@ -67,7 +67,11 @@ const NOBODY: Pod =
 /// Whether connections of pods that nobody has classified yet, and to them, wait until somebody has.
 #[inline(always)]
 pub(crate) fn holds_unclassified() -> bool {
-    HOLD_UNCLASSIFIED.load() != 0
+    match HOLD_UNCLASSIFIED.load() {
+        0 => false,
+        HOLD_WHILE_ALIVE => heartbeat::agent(&NOBODY) == Agent::Alive,
+        _ => true,
+    }
 }
 
 /// Whether the caller is an agent that runs below the pods' root: what it dials for a pod waits for nobody.

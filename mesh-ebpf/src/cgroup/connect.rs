@@ -10,7 +10,7 @@ use mesh_common::{
     Endpoint, OrigKey, POD_HONEST, PORT_HELD, PORT_OUTBOUND, Pod, Reason, SOCKET_HELD, SOCKET_OUTBOUND,
     Socket,
 };
-use mesh_ebpf::address::{AF_INET, AF_INET6, IPPROTO_TCP, Words, to_addr};
+use mesh_ebpf::address::{AF_INET, AF_INET6, IPPROTO_TCP, Words, is_loopback, is_zero, to_addr};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::UNSERVED;
 
@@ -98,7 +98,8 @@ pub(crate) fn remember(
     }
     let mut socket = Socket { peer, kind, key, local: [0; 16] };
     let Some(saved) = storage::save(ctx, &mut socket) else { return Err(Reason::ConnectNoStorage) };
-    if mesh_ebpf::address::is_zero(own) {
+    // Loopback is dialled from loopback, where that is not the pod's alone and so redirected.
+    if is_zero(own) || is_loopback(dst) {
         return Ok(());
     }
     match bound(ctx) {

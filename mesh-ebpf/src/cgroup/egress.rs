@@ -13,9 +13,7 @@ use mesh_common::{
     Endpoint, HELD_GONE, HELD_MPTCP, HELD_SYN, Held, HeldEvent, OrigKey, POD_LEVELS, Reason, SOCKET_HELD,
     Socket,
 };
-use mesh_ebpf::address::{
-    AF_INET, IPPROTO_TCP, LOOPBACK6, equal, is_mapped, is_zero, mapped, to_addr, to_words,
-};
+use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, is_loopback, is_mapped, is_zero, mapped, to_addr, to_words};
 use mesh_ebpf::count;
 use mesh_ebpf::maps::{HELD, HELD_EVENTS, PODS};
 
@@ -78,16 +76,15 @@ fn tell(ctx: &SkBuffContext, sk: *mut bpf_sock, socket: &Socket) -> Reason {
 #[inline(always)]
 fn name_own_address(ctx: &SkBuffContext, sk: *mut bpf_sock, socket: &mut Socket) {
     let from = to_words(source(sk, &socket.key).addr);
-    let v4 = is_mapped(from);
-    let loopback = if v4 { u32::from_be(from[3]) >> 24 == 127 } else { equal(from, LOOPBACK6) };
-    if !loopback || !is_zero(to_words(socket.local)) {
+    // What was dialled on loopback comes from there.
+    if !is_loopback(from) || !is_zero(to_words(socket.local)) || is_loopback(to_words(socket.peer.addr)) {
         return;
     }
     for id in cgroups(ctx) {
         if let Some(pod) = PODS.get_ptr(&id) {
             // SAFETY: the entry is replaced as a whole by the agent; its memory is freed only after an RCU grace period.
             let pod = unsafe { &*pod };
-            socket.local = if v4 { pod.addr4 } else { pod.addr6 };
+            socket.local = if is_mapped(from) { pod.addr4 } else { pod.addr6 };
             return;
         }
     }

@@ -17,11 +17,11 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use mesh_common::{POD_ENROLLED, POD_JOINED, Reason};
-use mesh_ebpf::address::IPPROTO_TCP;
-use mesh_ebpf::count;
+use mesh_common::{DIAL_MARK, POD_ENROLLED, POD_JOINED, POD_SHARED, Pod, Reason};
+use mesh_ebpf::address::{IPPROTO_TCP, Words, mapped};
 use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::AGENTS;
+use mesh_ebpf::{count, dialled};
 
 use crate::packet::{DROP, HAS_SKB_NETNS, LOOPBACK_INDEX, PASS, SYN_SENT};
 use crate::{caller, unseen};
@@ -31,6 +31,9 @@ const LISTENING: u32 = 10;
 
 /// The flag in byte 13 of a TCP header (RFC 9293, section 3.1).
 const SYN: u8 = 2;
+
+/// An enrolled unit on its host's network.
+const ON_HOST: u32 = POD_ENROLLED | POD_SHARED;
 
 /// The hook.
 #[cgroup_skb(ingress)]
@@ -55,6 +58,14 @@ fn on_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn decide(ctx: &SkBuffContext) -> Reason {
+    let pod = caller::pod_of_packet(ctx);
+    if let Some(pod) = pod.filter(|pod| pod.flags & ON_HOST == ON_HOST) {
+        return match () {
+            () if is_dialled(ctx, pod) => Reason::IngressDialled,
+            () if pod.flags & POD_JOINED != 0 && !may_be_syn(ctx) => Reason::IngressBegun,
+            () => Reason::IngressEnrolled,
+        };
+    }
     // SAFETY: the kernel gives a valid context.
     if unsafe { (*ctx.skb.skb).ifindex } == LOOPBACK_INDEX {
         return Reason::IngressLocal;
@@ -67,7 +78,7 @@ fn decide(ctx: &SkBuffContext) -> Reason {
     if HAS_SKB_NETNS.load() != 0 && caller::is_node(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }) {
         return Reason::IngressNodeNetns;
     }
-    match caller::pod_of_packet(ctx) {
+    match pod {
         Some(pod) if pod.flags & POD_ENROLLED != 0 => match heartbeat::agent(pod) {
             Agent::Lost => Reason::IngressAgentLost,
             _ if pod.flags & POD_JOINED != 0 && !may_be_syn(ctx) => Reason::IngressBegun,
@@ -78,6 +89,30 @@ fn decide(ctx: &SkBuffContext) -> Reason {
         None if caller::holds_unclassified() && HAS_SKB_NETNS.load() != 0 => Reason::IngressHeld,
         None => Reason::IngressUnclassified,
     }
+}
+
+/// Whether the agent dials, on a host's network where others speak from loopback as well. What cannot be read is not the agent's,
+/// which sends no IPv6 extension headers.
+#[inline(always)]
+fn is_dialled(ctx: &SkBuffContext, pod: &Pod) -> bool {
+    // SAFETY: the kernel gives a valid context.
+    if unsafe { (*ctx.skb.skb).mark } != DIAL_MARK {
+        return false;
+    }
+    let (from, port) = match ctx.load::<u8>(0).map(|first| (first >> 4, first & 0xf)) {
+        Ok((4, words)) => match (ctx.load::<u32>(12), ctx.load::<u16>(usize::from(words) * 4)) {
+            (Ok(from), Ok(port)) => (mapped(from), port),
+            _ => return false,
+        },
+        Ok((6, _)) if ctx.load::<u8>(6) == Ok(IPPROTO_TCP as u8) => {
+            match (ctx.load::<Words>(8), ctx.load::<u16>(40)) {
+                (Ok(from), Ok(port)) => (from, port),
+                _ => return false,
+            }
+        }
+        _ => return false,
+    };
+    dialled::by_agent(pod.netns_cookie, from, u16::from_be(port))
 }
 
 /// Whether this TCP segment has the SYN flag, or it cannot be told (behind IPv6 extension headers).

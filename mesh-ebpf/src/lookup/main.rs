@@ -3,6 +3,9 @@
 //! A SYN for the pod comes in; the agent's listener of the pod goes out. What the pod sends to itself, and what the agent
 //! dials from loopback, finds the application. An empty listener slot (the agent is away) drops: never plaintext around
 //! the agent. The pod is a constant of the instance, since the kernel has no netns cookie to give here.
+//!
+//! On a host's own network (`POD_SHARED`) the ports of enrolled units are the agent's, wherever a SYN comes from, unless the
+//! agent itself dials; every other port is left alone, also when the agent is away.
 
 #![no_std]
 #![no_main]
@@ -11,11 +14,13 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{LISTENERS_PER_POD, ListenerSlot, POD_PORTS_KNOWN, PORT_MTLS, Pod, PortKey, Reason};
-use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal, read_words};
-use mesh_ebpf::count;
+use mesh_common::{
+    LISTENERS_PER_POD, ListenerSlot, POD_PORTS_KNOWN, POD_SHARED, PORT_MTLS, Pod, PortKey, Reason,
+};
+use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal, mapped, read_words};
 use mesh_ebpf::heartbeat::{self, Agent};
 use mesh_ebpf::maps::{LISTENERS, LISTENING, PODS, SEEDED};
+use mesh_ebpf::{count, dialled};
 
 /// The pod's index: names its slots in `LISTENERS`.
 #[unsafe(no_mangle)]
@@ -44,25 +49,65 @@ fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
         return (SK_PASS, Reason::LookupNotTcp);
     }
     let v4 = lookup.family == AF_INET;
+    // Read once, and volatile: the kernel refuses a pointer to the field that is kept for later.
+    // SAFETY: as above.
+    let port = unsafe { (&raw const lookup.local_port).read_volatile() } as u16;
+    if let Some(host) = pod().filter(|pod| pod.flags & POD_SHARED != 0) {
+        return match decide_on_host(lookup, host, (v4, port)) {
+            Some(reason) => (SK_PASS, reason),
+            None => assign(ctx, inbound_slot(v4), Reason::LookupPlain),
+        };
+    }
     let local = if v4 { local4(lookup) } else { local6(lookup) };
     if local {
         return (SK_PASS, Reason::LookupLocal);
     }
-    let mtls = lookup.local_port == PORT_MTLS as u32;
+    let mtls = port == PORT_MTLS;
     if !mtls && let Some(pod) = pod() {
         if heartbeat::agent(pod) == Agent::Lost {
             return (SK_PASS, Reason::LookupAgentLost);
         }
-        if pod.flags & POD_PORTS_KNOWN != 0 && !is_open(pod, lookup.local_port as u16) {
+        if pod.flags & POD_PORTS_KNOWN != 0 && !is_open(pod, port) {
             return (SK_DROP, Reason::LookupClosedPort);
         }
     }
-    let (slot, reason) = match (mtls, v4) {
-        (true, true) => (ListenerSlot::MtlsV4, Reason::LookupMtls),
-        (true, false) => (ListenerSlot::MtlsV6, Reason::LookupMtls),
-        (false, true) => (ListenerSlot::InboundV4, Reason::LookupPlain),
-        (false, false) => (ListenerSlot::InboundV6, Reason::LookupPlain),
+    match (mtls, v4) {
+        (true, true) => assign(ctx, ListenerSlot::MtlsV4, Reason::LookupMtls),
+        (true, false) => assign(ctx, ListenerSlot::MtlsV6, Reason::LookupMtls),
+        (false, _) => assign(ctx, inbound_slot(v4), Reason::LookupPlain),
+    }
+}
+
+/// Why a SYN on a host's network is left alone, if it is.
+#[inline(always)]
+fn decide_on_host(lookup: &bpf_sk_lookup, host: &Pod, (v4, port): (bool, u16)) -> Option<Reason> {
+    let from = if v4 {
+        mapped(lookup.remote_ip4)
+    } else {
+        // SAFETY: sk_lookup may read this field.
+        unsafe { read_words(&raw const lookup.remote_ip6) }
     };
+    // SAFETY: as above.
+    let from_port = u16::from_be(unsafe { (&raw const lookup.remote_port).read_volatile() });
+    let key = PortKey { netns_cookie: host.netns_cookie, port, pad: [0; 3] };
+    if SEEDED.get_ptr(&key).is_none() {
+        Some(Reason::LookupNotEnrolled)
+    } else if dialled::by_agent(host.netns_cookie, from, from_port) {
+        Some(Reason::LookupDialled)
+    } else {
+        None
+    }
+}
+
+/// The slot of the listener for plaintext.
+#[inline(always)]
+fn inbound_slot(v4: bool) -> ListenerSlot {
+    if v4 { ListenerSlot::InboundV4 } else { ListenerSlot::InboundV6 }
+}
+
+/// Gives the SYN to a listener of the agent.
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, slot: ListenerSlot, reason: Reason) -> (u32, Reason) {
     let index = POD_INDEX.load() * LISTENERS_PER_POD + slot as u32;
     // Without NO_REUSEPORT a pod's process could join the listener's group and be given the connection.
     match LISTENERS.redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT as u64) {
