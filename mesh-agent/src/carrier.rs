@@ -2,6 +2,7 @@
 //! is open. In: a connection that is about to carry bytes. Out: its place in the list, by which a change of policy or the end
 //! of its pod ends it. Never leaves the worker's thread.
 
+mod neighbours;
 mod pod;
 
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use crate::context::Context;
 use crate::observe::Outcome;
 use crate::transport::{Acceptor, Dialer, PodConnect};
 
+pub(crate) use neighbours::Neighbours;
 pub(crate) use pod::{Caps, Handshaking, PodSlot, PodState};
 
 /// One worker's share of the data plane.
@@ -26,14 +28,16 @@ pub(crate) struct Carrier {
     pub(crate) dialer: Rc<Dialer>,
     /// Serves 15008.
     pub(crate) acceptor: Rc<Acceptor>,
+    /// The units of this host, where the workloads are units.
+    pub(crate) neighbours: Arc<Neighbours>,
     live: Rc<Live>,
 }
 
 impl Carrier {
-    pub(crate) fn new(ctx: Arc<Context>) -> Rc<Self> {
+    pub(crate) fn new(ctx: Arc<Context>, neighbours: Arc<Neighbours>) -> Rc<Self> {
         let dialer = Dialer::new(Arc::clone(&ctx.svids), ctx.config.dialer.clone(), PodConnect);
         let acceptor = Acceptor::new(Arc::clone(&ctx.svids), ctx.config.acceptor.clone());
-        Rc::new(Self { ctx, dialer, acceptor, live: Live::new() })
+        Rc::new(Self { ctx, dialer, acceptor, neighbours, live: Live::new() })
     }
 
     /// Decides about open connections again whenever policy changes, for as long as the worker's runtime runs.

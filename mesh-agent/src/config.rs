@@ -62,6 +62,10 @@ pub struct AgentArgs {
     /// The cgroup that the pods' cgroups are below, on cgroup v2; `auto`: kubepods.slice or kubepods, wherever it is
     #[arg(long, default_value = AUTO)]
     pub pods_cgroup: PathBuf,
+    /// Instead of pods: the cgroup that the systemd units of this host are below (/sys/fs/cgroup/system.slice); those that a
+    /// WorkloadEntry names are workloads
+    #[arg(long, conflicts_with = "pods_cgroup")]
+    pub units_cgroup: Option<PathBuf>,
     /// Where the kubelet's own cgroup may be, from the mount of cgroup v2 or as whole paths: what was made in it may ask
     /// the ports that pods' probes declare, in plaintext
     #[arg(long, value_delimiter = ',', default_value = KUBELETS)]
@@ -199,7 +203,11 @@ impl From<Connect> for ConnectChoice {
 impl AgentArgs {
     /// Finds what was left to be found on this node.
     pub fn resolve(mut self) -> Result<Self, RootError> {
-        if self.pods_cgroup == Path::new(AUTO) {
+        if let Some(units) = &self.units_cgroup {
+            self.pods_cgroup.clone_from(units);
+            // Nobody probes units.
+            self.kubelet_cgroup.clear();
+        } else if self.pods_cgroup == Path::new(AUTO) {
             self.pods_cgroup = find_pods_root()?;
         }
         Ok(self)

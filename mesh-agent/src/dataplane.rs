@@ -170,6 +170,9 @@ impl Pods {
         }
         let index = self.least_pods();
         let pod = Arc::new(PodState::new(net, self.most));
+        if pod.net.host().is_some() {
+            self.fleet.neighbours.enter(&pod);
+        }
         self.known.insert(uid, (Arc::clone(&pod), index));
         self.fleet.send(index, Order::Accept(pod, listeners));
     }
@@ -180,6 +183,7 @@ impl Pods {
                 pod.mark_gone();
             }
             pod.begin_drain();
+            self.fleet.neighbours.leave(uid);
             self.fleet.send(*index, Order::StopAccepting(uid.clone()));
         }
         if gone {

@@ -126,7 +126,8 @@ impl Admit for Gate {
     }
 }
 
-type Entered = (TcpStream, Registered, authorize::Cut);
+/// A connection to an application that was dialled.
+pub(crate) type Entered = (TcpStream, Registered, authorize::Cut);
 
 impl Gate {
     /// The record of one OPEN or CONNECT.
@@ -152,29 +153,10 @@ impl Gate {
         }
         let client = self.client(peer, accept::canonical(open.client)).await;
         record.facts.client = client;
-        record.facts.endpoint = Some(dst);
-        let snapshot = ctx.snapshot();
         record.facts.source.workload =
-            snapshot.workload_at(client.ip()).filter(|w| w.identity == *peer).cloned();
-        let Some(workload) = snapshot.workload(&self.pod.net.uid) else {
-            return Err((RefusalCode::Draining, Outcome::unknown_source(&self.pod.net.uid)));
-        };
-        record.facts.destination = Side::proven(workload);
-        record.facts.service = workload.served.get(&dst.port()).cloned();
-        let authenticated = Peer::Authenticated(peer.clone());
-        let permit = authorize::inbound(&snapshot, authenticated, client.ip(), workload, dst.port())
-            .map_err(|denial| (RefusalCode::Denied, Outcome::from(&denial)))?;
-        drop(snapshot);
-        record.facts.audit = permit.audit().to_vec();
-        let app = dial(ctx, &self.pod, (dst, client), &permit).await?;
-        match self.carrier.register(&self.pod, &permit) {
-            Ok((registered, cut)) => Ok((app, registered, cut)),
-            Err(outcome) => {
-                accept::reset(app);
-                let denied = outcome.denied.is_some();
-                Err((if denied { RefusalCode::Denied } else { RefusalCode::Draining }, outcome))
-            }
-        }
+            ctx.snapshot().workload_at(client.ip()).filter(|w| w.identity == *peer).cloned();
+        let peer = Peer::Authenticated(peer.clone());
+        enter(&self.carrier, &self.pod, (peer, client, dst), record).await
     }
 
     /// The true client. What the peer forwards counts only when the snapshot gives that address to its identity;
@@ -199,6 +181,35 @@ impl Gate {
                 tracing::debug!(%forwarded, %peer, "the forwarded client is not an address of the peer's identity");
                 self.peer
             }
+        }
+    }
+}
+
+/// The stages of one connection of a proven peer to `dst`, a port of `pod`, with the current snapshot.
+pub(crate) async fn enter(
+    carrier: &Carrier,
+    pod: &PodState,
+    (peer, client, dst): (Peer, SocketAddr, SocketAddr),
+    record: &mut Record,
+) -> Result<Entered, (RefusalCode, Outcome)> {
+    record.facts.endpoint = Some(dst);
+    let snapshot = carrier.ctx.snapshot();
+    let Some(workload) = snapshot.workload(&pod.net.uid) else {
+        return Err((RefusalCode::Draining, Outcome::unknown_source(&pod.net.uid)));
+    };
+    record.facts.destination = Side::proven(workload);
+    record.facts.service = workload.served.get(&dst.port()).cloned();
+    let permit = authorize::inbound(&snapshot, peer, client.ip(), workload, dst.port())
+        .map_err(|denial| (RefusalCode::Denied, Outcome::from(&denial)))?;
+    drop(snapshot);
+    record.facts.audit = permit.audit().to_vec();
+    let app = dial(&carrier.ctx, pod, (dst, client), &permit).await?;
+    match carrier.register(pod, &permit) {
+        Ok((registered, cut)) => Ok((app, registered, cut)),
+        Err(outcome) => {
+            accept::reset(app);
+            let denied = outcome.denied.is_some();
+            Err((if denied { RefusalCode::Denied } else { RefusalCode::Draining }, outcome))
         }
     }
 }

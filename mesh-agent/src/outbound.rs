@@ -2,6 +2,7 @@
 //! `ARCHITECTURE.md`. An [`Accepted`] socket comes in; one record goes out, whatever happens.
 
 mod near;
+mod on_host;
 mod released;
 mod verdict;
 
@@ -65,7 +66,8 @@ pub(crate) async fn serve(carrier: &Carrier, accepted: Accepted, pod: Arc<PodSta
 
 /// Dials for a client that waits in `connect()`, answers it as the dial ended, and carries the connection.
 pub(crate) async fn answer(carrier: &Carrier, held: Held, pod: Arc<PodState>) {
-    let ends = (accept::shown(&pod.net, held.client()), accept::canonical(held.dst));
+    let dialled = accept::canonical(held.dst);
+    let ends = (accept::shown(&pod.net, held.client(), dialled), dialled);
     run(carrier, Near::Held(held), ends, pod).await;
 }
 
@@ -102,6 +104,9 @@ async fn once(
     pod: &Arc<PodState>,
     record: &mut Record,
 ) -> Attempt {
+    if let Some(host) = on_host::host_of(pod, ends.1.ip()) {
+        return on_host::once(carrier, host, (near, ends), pod, record).await;
+    }
     match near.while_waiting(plan(carrier, ends, Arc::clone(pod), record)).await {
         Some(Ok(plan)) => carry(carrier, &plan, near, record).await,
         Some(Err(failure)) => Attempt::Hopeless(near, failure),

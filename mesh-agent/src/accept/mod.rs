@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_common::{PORT_HELD, PORT_INBOUND, PORT_MTLS, PORT_OUTBOUND};
+use mesh_core::model::WorkloadUid;
 use tokio::net::TcpStream;
 
-use crate::intercept::PodNet;
+use crate::intercept::{Host, Owner, PodNet};
 use crate::sys;
 
 /// A connection and where it was meant to go.
@@ -48,7 +49,9 @@ pub enum AcceptError {
 pub fn outbound(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<Accepted, AcceptError> {
     let client = canonical(client);
     match pod.take_original_destination(canonical(io.local_addr()?), client) {
-        Some(dst) => Ok(Accepted { io, client: shown(&pod, client), orig_dst: canonical(dst), pod }),
+        Some(dst) => {
+            Ok(Accepted { io, client: shown(&pod, client, canonical(dst)), orig_dst: canonical(dst), pod })
+        }
         None => {
             reset(io);
             Err(AcceptError::NoOriginalDestination { client })
@@ -57,13 +60,17 @@ pub fn outbound(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<A
 }
 
 /// The address that a client believes to have. A socket that was bound to a port before `connect()` could not be given
-/// the pod's address by the kernel program, so it comes from loopback, with the port that the application chose.
-pub fn shown(pod: &PodNet, client: SocketAddr) -> SocketAddr {
-    let own = pod.addresses.iter().find(|own| own.is_ipv4() == client.is_ipv4());
-    match own {
-        Some(own) if client.ip().is_loopback() => SocketAddr::new(*own, client.port()),
-        _ => client,
+/// the pod's address by the kernel program, so it comes from loopback, with the port that the application chose. On a host it
+/// is the one that the kernel would have chosen for what was `dialled`.
+pub fn shown(pod: &PodNet, client: SocketAddr, dialled: SocketAddr) -> SocketAddr {
+    if !client.ip().is_loopback() {
+        return client;
     }
+    let own = match pod.host() {
+        Some(host) => host.source(dialled.ip()).ok(),
+        None => pod.addresses.iter().find(|own| own.is_ipv4() == client.is_ipv4()).copied(),
+    };
+    own.map_or(client, |own| SocketAddr::new(own, client.port()))
 }
 
 /// From the listener on 15006. The kernel keeps the address and port that the client dialled.
@@ -81,6 +88,21 @@ pub fn is_application(pod: &PodNet, dst: SocketAddr) -> bool {
     let ip = dst.ip().to_canonical();
     let ours = [PORT_OUTBOUND, PORT_HELD, PORT_INBOUND, PORT_MTLS];
     pod.addresses.contains(&ip) && !ip.is_loopback() && dst.port() != 0 && !ours.contains(&dst.port())
+}
+
+/// From a host's listener on 15006: which of its units it is for is asked of the kernel.
+pub fn inbound_on_host(io: &TcpStream, host: &Host) -> Result<WorkloadUid, AcceptError> {
+    let dst = canonical(io.local_addr()?);
+    match host.owner(dst)? {
+        Owner::Unit(uid) => Ok(uid),
+        Owner::Other | Owner::Several | Owner::Nobody => Err(AcceptError::NotAnApplication { dst }),
+    }
+}
+
+/// [`inbound_plain`], for the unit that has the port.
+pub fn for_unit(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<Accepted, AcceptError> {
+    let dst = canonical(io.local_addr()?);
+    Ok(Accepted { io, client: canonical(client), orig_dst: dst, pod })
 }
 
 /// Closes with RST: the client learns that it failed, not that it was served.

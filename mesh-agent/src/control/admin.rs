@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,13 +22,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::explain::{ExplainError, explain};
+use super::explain::{ExplainError, Listener, explain};
 use super::{Control, NodeSettings, view};
 
 /// What other parts of the agent add to the answers.
 pub trait Local: Send + Sync + 'static {
     /// The enrolled pods as the kernel side serves them.
     fn pods(&self) -> Value;
+    /// Who has a port of this host; of a node with pods nobody.
+    fn listener(&self, at: SocketAddr) -> Listener;
     /// Problems that an operator should see, one text each.
     fn problems(&self) -> Vec<String>;
     /// Uids of pods on the node's own network, which are left alone.
@@ -202,7 +205,9 @@ impl Admin {
         let (Some(src), Some(dst)) = (parameter(query, "src"), parameter(query, "dst")) else {
             return failure(StatusCode::BAD_REQUEST, "give src=NAMESPACE/POD and dst=DESTINATION:PORT");
         };
-        match explain(&self.control.published, &self.control.lookup, &src, &dst).await {
+        match explain(&self.control.published, &self.control.lookup, &src, &dst, |at| self.local.listener(at))
+            .await
+        {
             Ok(explanation) => match serde_json::to_value(&explanation) {
                 Ok(value) => respond(StatusCode::OK, &value),
                 Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),

@@ -1,11 +1,11 @@
 //! What would happen to a connection or, behind `udp://`, to a datagram, step by step: the same route and the same decision
 //! as the data plane's, told as a list. A pod and a destination come in as text, an [`Explanation`] goes out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::authorize::{Peer, PlainReason, Request, Verdict, decide_traced};
-use mesh_core::model::{EndpointHealth, Protocol, Service, ServiceName, Workload};
+use mesh_core::model::{EndpointHealth, Protocol, Service, ServiceName, Workload, WorkloadUid};
 use mesh_core::route::{Candidate, NoRoute, Route, resolve};
 use mesh_core::snapshot::{Destination, Snapshot};
 use serde::Serialize;
@@ -60,12 +60,26 @@ pub(super) struct Explanation {
 /// In front of a destination of datagrams.
 const UDP: &str = "udp://";
 
-/// Explains a connection of the pod `source` to `destination`, or a datagram.
+/// Who has the port of a host that a unit dials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The address is not this host's.
+    Elsewhere,
+    /// An enrolled unit.
+    Unit(WorkloadUid),
+    /// Somebody who is not enrolled, or nobody.
+    NotEnrolled,
+    /// Several, or it cannot be asked.
+    Unclear(String),
+}
+
+/// Explains a connection of the pod `source` to `destination`, or a datagram. `listener` knows this host's ports.
 pub(super) async fn explain(
     published: &Published,
     lookup: &Lookup,
     source: &str,
     destination: &str,
+    listener: impl Fn(SocketAddr) -> Listener,
 ) -> Result<Explanation, ExplainError> {
     let snapshot = published.load();
     let pod = find_pod(&snapshot, source)?;
@@ -76,8 +90,13 @@ pub(super) async fn explain(
         None => (Protocol::Tcp, destination),
     };
     let dst = find_destination(&snapshot, &pod, named, &mut steps)?;
+    let listener =
+        if protocol == Protocol::Tcp && pod.unit.is_some() { listener(dst) } else { Listener::Elsewhere };
     // What UDP rules speak of is here ahead.
-    if protocol == Protocol::Tcp && matches!(snapshot.destination(dst.ip()), Destination::NotLoaded) {
+    if listener == Listener::Elsewhere
+        && protocol == Protocol::Tcp
+        && matches!(snapshot.destination(dst.ip()), Destination::NotLoaded)
+    {
         let outcome = match lookup.ensure(dst.ip()).await {
             Ok(()) => "the controller answered".to_owned(),
             Err(error) => error.to_string(),
@@ -87,6 +106,9 @@ pub(super) async fn explain(
     // The lookup may have made a new snapshot; the rest is told of one.
     let snapshot = published.load();
     let (verdict, reason) = match protocol {
+        Protocol::Tcp if listener != Listener::Elsewhere => {
+            within_host(&snapshot, &pod, (dst, listener), &mut steps)
+        }
         Protocol::Tcp => follow(&snapshot, &pod, dst, &mut steps),
         Protocol::Udp => udp::follow(&snapshot, &pod, dst, &mut steps),
     };
@@ -152,6 +174,11 @@ fn find_destination(
     }
     let target =
         pod_named(snapshot, namespace, short).ok_or_else(|| ExplainError::NoSuchService(name.to_owned()))?;
+    if target.unit.is_some() && target.node == pod.node {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        steps.add("resolve", format!("unit {namespace}/{short}"), address.to_string());
+        return Ok(address);
+    }
     let address =
         same_family(&target.addresses, pod).ok_or_else(|| ExplainError::NoSuchService(name.to_owned()))?;
     steps.add("resolve", format!("pod {namespace}/{short}"), address.to_string());
@@ -182,8 +209,43 @@ fn service_address(service: &Service, pod: &Workload, port: u16) -> Result<Socke
 }
 
 fn same_family(addresses: &[IpAddr], pod: &Workload) -> Option<IpAddr> {
-    let reachable = |a: &&IpAddr| pod.addresses.iter().any(|own| own.is_ipv4() == a.is_ipv4());
+    // A unit has its host's.
+    let reachable =
+        |a: &&IpAddr| pod.unit.is_some() || pod.addresses.iter().any(|own| own.is_ipv4() == a.is_ipv4());
     addresses.iter().find(reachable).copied()
+}
+
+/// What a unit dials on its own host.
+fn within_host(
+    snapshot: &Snapshot,
+    pod: &Workload,
+    (dst, listener): (SocketAddr, Listener),
+    steps: &mut Steps,
+) -> (&'static str, String) {
+    let reason = match listener {
+        Listener::Unit(uid) if uid == pod.uid => "the unit listens there itself: no policy".to_owned(),
+        Listener::Unit(uid) => match snapshot.workload(&uid).cloned() {
+            Some(workload) => {
+                let subject = format!("{dst} is a port of {}/{}", workload.namespace(), workload.name);
+                steps.add(
+                    "route",
+                    subject,
+                    "on this host, by the cgroup of the socket that listens".to_owned(),
+                );
+                return judge(snapshot, pod, &[Candidate { address: dst, workload: Some(workload) }], steps);
+            }
+            None => format!("the unit {uid} that listens there has just left the mesh"),
+        },
+        Listener::Unclear(why) => {
+            steps.add("route", dst.to_string(), why.clone());
+            return ("unreachable", why);
+        }
+        Listener::NotEnrolled | Listener::Elsewhere => {
+            "no enrolled unit of this host listens there: it is dialled as it is, in plaintext".to_owned()
+        }
+    };
+    steps.add("route", dst.to_string(), reason.clone());
+    ("passed_through", reason)
 }
 
 fn follow(snapshot: &Snapshot, pod: &Workload, dst: SocketAddr, steps: &mut Steps) -> (&'static str, String) {
@@ -269,7 +331,7 @@ fn one(
     let client = same_family(&[address.ip()], pod)
         .and_then(|_| pod.addresses.iter().find(|a| a.is_ipv4() == address.is_ipv4()))
         .copied()
-        .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let request = Request { peer: &peer, client, workload, protocol: Protocol::Tcp, port: address.port() };
     let at = format!("{address} ({}/{})", workload.namespace(), workload.name);
     let verdict = decide_traced(snapshot, &request, &mut |subject, outcome| {
@@ -283,7 +345,9 @@ fn one(
     let (Ok(text) | Err(text)) = &outcome;
     steps.add("authorize", at, text.clone());
     if outcome.is_ok() {
-        let transport = if pod.enrolled {
+        let transport = if workload.unit.is_some() && workload.node == pod.node {
+            "within the host: both ends are known by their cgroups, nothing leaves it".to_owned()
+        } else if pod.enrolled {
             format!("mutual TLS to {}", workload.identity)
         } else {
             "plaintext".to_owned()

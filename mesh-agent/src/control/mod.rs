@@ -29,6 +29,7 @@ use certs::Keyring;
 pub(crate) use certs::rfc3339;
 pub use certs::{CertificateError, NodeError, NodeIdentity, NodeSettings, PortableSvid};
 pub use dial::{CONTROLLER_NAME, Controller, ControllerError};
+pub use explain::Listener;
 pub use handover::{ControlState, ImportError};
 pub use lookup::{Lookup, LookupError, LookupSettings};
 pub use metrics::ControlMetrics;

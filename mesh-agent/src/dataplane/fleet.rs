@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::descriptors::Descriptors;
-use crate::carrier::{Handshaking, PodSlot, PodState};
+use crate::carrier::{Handshaking, Neighbours, PodSlot, PodState};
 use crate::intercept::{Held, HeldEvents, PodListeners, PodNet};
 
 /// A socket stays on the worker that accepted it unless another one has fewer by more than this.
@@ -86,6 +86,8 @@ pub(super) struct Lent {
 pub(super) struct Fleet {
     members: Vec<(UnboundedSender<Order>, Arc<AtomicUsize>)>,
     pub(super) descriptors: Descriptors,
+    /// The units that are served, where the workloads are units.
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 /// Counts a socket as a worker's.
@@ -106,7 +108,10 @@ impl Fleet {
                 ((sender, Arc::default()), inbox)
             })
             .unzip();
-        (Arc::new(Self { members, descriptors: Descriptors::of_process() }), inboxes)
+        (
+            Arc::new(Self { members, descriptors: Descriptors::of_process(), neighbours: Arc::default() }),
+            inboxes,
+        )
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! One worker's place among the others. In: connections that were accepted, and clients that wait. Out: each is given to the
 //! worker that has the least to do, and what is given to this one is carried.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -58,6 +59,7 @@ impl Place {
                     Ok(accepted) => outbound::serve(&this.carrier, accepted, pod).await,
                     Err(error) => this.not_accepted(&error),
                 },
+                Port::Plain if net.host().is_some() => this.carry_to_unit(stream, peer, &pod).await,
                 Port::Plain => match accept::inbound_plain(stream, peer, net) {
                     Ok(accepted) => inbound::serve_plain(&this.carrier, accepted, pod).await,
                     Err(error) => this.not_accepted(&error),
@@ -67,6 +69,29 @@ impl Place {
                 }
             }
         });
+    }
+
+    /// A connection to one of a host's units.
+    async fn carry_to_unit(&self, stream: TcpStream, peer: SocketAddr, place: &PodState) {
+        let Some(host) = place.net.host() else { return accept::reset(stream) };
+        let unit = match accept::inbound_on_host(&stream, host) {
+            Ok(uid) => self.carrier.neighbours.get(&uid),
+            Err(error) => {
+                accept::reset(stream);
+                return self.not_accepted(&error);
+            }
+        };
+        // It left just now.
+        let Some(unit) = unit else { return accept::reset(stream) };
+        if unit.is_full() {
+            self.carrier.ctx.metrics.accept_failed(AcceptFailure::PodLimit);
+            return accept::reset(stream);
+        }
+        let _slot = unit.enter();
+        match accept::for_unit(stream, peer, Arc::clone(&unit.net)) {
+            Ok(accepted) => inbound::serve_plain(&self.carrier, accepted, unit).await,
+            Err(error) => self.not_accepted(&error),
+        }
     }
 
     fn not_accepted(&self, error: &AcceptError) {

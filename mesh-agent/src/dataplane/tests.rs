@@ -117,7 +117,7 @@ async fn speaks(client: &mut TcpStream) -> bool {
 async fn an_address_outside_the_mesh_is_carried_in_plaintext() {
     local(async {
         let ctx = context(vec![web(), Upsert::Absent(LOOPBACK)]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         let (mut client, accepted) = accepted(&pod, echo().await).await;
         let flow = spawn_local(async move { outbound::serve(&carrier, accepted, pod).await });
         assert!(speaks(&mut client).await);
@@ -133,7 +133,7 @@ async fn an_endpoint_that_refuses_is_passed_over_and_a_service_without_any_reset
     local(async {
         let (dead, alive) = (refusing().await, echo().await);
         let ctx = context(vec![web(), service(&[dead, alive]), Upsert::Absent(LOOPBACK)]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         // Loaded, so that the refusing endpoint is drawn first.
         let _busy: Vec<_> = (0..9).map(|_| ctx.balancer.enter(alive)).collect();
         let (mut client, taken) = accepted(&pod, SocketAddr::new(VIP, 80)).await;
@@ -168,7 +168,7 @@ async fn an_enrolled_pod_is_never_dialled_in_plaintext_even_behind_a_service_tha
         let server = echo().await;
         let db = Upsert::Workload(fixture::workload("db", LOOPBACK));
         let ctx = context(vec![web(), db, service(&[server])]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         for dst in [server, SocketAddr::new(VIP, 80)] {
             let (mut client, taken) = accepted(&pod, dst).await;
             outbound::serve(&carrier, taken, Arc::clone(&pod)).await;
@@ -186,7 +186,7 @@ async fn the_source_resets_what_policy_denies() {
         let db = Workload { policies: vec![fixture::policy_name()], ..fixture::workload("db", LOOPBACK) };
         let deny = Upsert::Policy(fixture::deny(server.port()));
         let ctx = context(vec![web(), deny, Upsert::Workload(db)]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         let (mut client, taken) = accepted(&pod, server).await;
         outbound::serve(&carrier, taken, pod).await;
         assert!(is_reset(&mut client).await);
@@ -200,7 +200,7 @@ async fn plaintext_is_carried_under_permissive_and_reset_under_strict() {
     local(async {
         let mut web = fixture::workload("web", POD);
         let ctx = context(vec![Upsert::Workload(web.clone())]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         let app = echo().await;
         let (mut client, taken) = accepted(&pod, app).await;
         let flow = {
@@ -236,7 +236,7 @@ async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_cl
     local(async {
         let mut web = fixture::workload("web", POD);
         let ctx = context(vec![Upsert::Workload(web.clone())]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         let app = echo().await;
         let heard = || ctx.metrics.plaintext.list(&ctx.snapshot(), "n1", SystemTime::now());
         // Two clients at an address that nobody knows, then two when it is a pod's.
@@ -276,7 +276,7 @@ async fn who_speaks_plaintext_is_listed_while_it_is_taken_and_the_name_of_the_cl
 async fn a_connection_that_comes_to_be_after_its_pod_has_gone_is_ended() {
     local(async {
         let ctx = context(vec![web(), Upsert::Absent(LOOPBACK)]);
-        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx)), pod("web"));
+        let (carrier, pod) = (Carrier::new(Arc::clone(&ctx), Arc::default()), pod("web"));
         let (mut client, taken) = accepted(&pod, echo().await).await;
         pod.mark_gone();
         outbound::serve(&carrier, taken, pod).await;

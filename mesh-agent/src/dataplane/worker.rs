@@ -52,7 +52,8 @@ pub(super) fn spawn(
 
 impl Worker {
     fn new(index: usize, ctx: Arc<Context>, fleet: Arc<Fleet>) -> Self {
-        let place = Place::new(index, fleet, Carrier::new(ctx));
+        let carrier = Carrier::new(ctx, Arc::clone(&fleet.neighbours));
+        let place = Place::new(index, fleet, carrier);
         Self { place, accepting: RefCell::default(), following: RefCell::default() }
     }
 

@@ -1,10 +1,13 @@
 //! How interception is set up. In: the command line. Out: what the loader and the synchronisation go by.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mesh_common::HOLD_WHILE_ALIVE;
 use mesh_core::model::ConnectMode;
 
+use super::discover::{self, Scanned};
 use super::probe;
 
 /// Where the interceptor works.
@@ -20,7 +23,10 @@ pub struct Config {
     pub node: Arc<str>,
     /// Refuse enrolled pods the kinds of sockets that could send past the mesh (raw, UDP-Lite, SCTP).
     pub refuse_sockets: bool,
-    /// Hold connections of pods that nobody has classified yet, and to them.
+    /// The workloads are systemd units that share the network namespace of this agent, not pods; `pods_root` is the cgroup that
+    /// their cgroups are below.
+    pub units: bool,
+    /// Hold connections of pods that nobody has classified yet, and to them; of units only while this agent runs.
     pub hold_unclassified: bool,
     /// Which pods are never held.
     pub never_held: NeverHeld,
@@ -48,6 +54,25 @@ pub enum ConnectChoice {
 }
 
 impl Config {
+    /// What the kernel is told of those that nobody has classified yet. A host's own services never wait for an agent that is
+    /// not there: one of them is how its owner gets in.
+    pub(super) fn hold(&self) -> u32 {
+        match (self.hold_unclassified, self.units) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => HOLD_WHILE_ALIVE,
+        }
+    }
+
+    /// The cgroups of what may be a workload here, by uid.
+    pub(super) fn scan(&self) -> io::Result<Scanned> {
+        if self.units {
+            discover::scan_units(&self.pods_root, &self.node)
+        } else {
+            discover::scan(&self.pods_root)
+        }
+    }
+
     /// Where this node does not carry an honest `connect()`, nobody gets it.
     pub(super) fn where_carried(mut self) -> Self {
         if !probe::carries_honest_connect() {

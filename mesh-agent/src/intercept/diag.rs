@@ -80,9 +80,14 @@ pub(super) fn find(netns: &NetNs, local: SocketAddr, remote: SocketAddr) -> io::
     }
 }
 
+/// Every TCP socket of the namespace that listens.
+pub(super) fn listeners(netns: &NetNs) -> io::Result<Vec<DiagSocket>> {
+    in_state(netns, LISTENING)
+}
+
 /// The TCP ports of the namespace that somebody listens on for more than loopback.
 pub(super) fn listening(netns: &NetNs) -> io::Result<HashSet<u16>> {
-    let found = in_state(netns, LISTENING)?;
+    let found = listeners(netns)?;
     Ok(found
         .iter()
         .map(|socket| socket.local)

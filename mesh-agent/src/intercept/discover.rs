@@ -37,6 +37,12 @@ pub enum Refusal {
     /// Without them any namespace that a process of the pod made for itself would be the pod's.
     #[error("the API server does not know the pod's addresses yet")]
     AddressesUnknown,
+    /// `PrivateNetwork=`, or a service that made one.
+    #[error("the unit's processes are in a network namespace of their own, not in the host's")]
+    OtherNamespace,
+    /// Held connections are told apart by the kernel, accepted ones are not.
+    #[error("units need an honest connect(), which this node does not carry or --connect eager forbids")]
+    NotHonest,
     /// Two pods in one namespace: their identities could not be told apart.
     #[error("the pod's network namespace is already pod {0}'s")]
     Taken(WorkloadUid),
@@ -67,11 +73,24 @@ pub(super) type Scanned = HashMap<WorkloadUid, PodCgroup>;
 /// Every pod's cgroup below `root`. What is below a pod is the pod's, whatever its name is.
 pub(super) fn scan(root: &Path) -> io::Result<Scanned> {
     let mut found = HashMap::new();
-    descend(root, POD_LEVELS, &mut found)?;
+    descend(root, POD_LEVELS, &layout::pod_uid, &mut found)?;
     Ok(found)
 }
 
-fn descend(dir: &Path, levels: u32, found: &mut Scanned) -> io::Result<()> {
+/// Every unit's cgroup below `root`, a slice; each by the uid that the unit has as a workload of `node`, whether it is one or not.
+pub(super) fn scan_units(root: &Path, node: &str) -> io::Result<Scanned> {
+    let mut found = HashMap::new();
+    let uid = |folder: &str| layout::unit(folder).map(|unit| format!("{node}/{unit}"));
+    descend(root, POD_LEVELS, &uid, &mut found)?;
+    Ok(found)
+}
+
+fn descend(
+    dir: &Path,
+    levels: u32,
+    uid_of: &dyn Fn(&str) -> Option<String>,
+    found: &mut Scanned,
+) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() {
@@ -79,14 +98,14 @@ fn descend(dir: &Path, levels: u32, found: &mut Scanned) -> io::Result<()> {
         }
         let path = entry.path();
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if let Some(uid) = layout::pod_uid(&name) {
+        if let Some(uid) = uid_of(&name) {
             match sys::cgroup_id(&path) {
                 Ok(id) => drop(found.insert(WorkloadUid(uid.into()), PodCgroup { path, id })),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         } else if levels > 1 {
-            match descend(&path, levels - 1, found) {
+            match descend(&path, levels - 1, uid_of, found) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -298,5 +317,22 @@ mod tests {
             let name = cgroup.path.file_name().unwrap().to_str().unwrap();
             assert_eq!(layout::pod_uid(name).as_deref(), Some(&*uid.0));
         }
+    }
+
+    #[test]
+    fn units_are_found_below_slices_by_the_names_that_systemd_knows_them_by() {
+        let root = std::env::temp_dir().join(format!("ferromesh-units-{}", std::process::id()));
+        let make = |below: &str| fs::create_dir_all(root.join(below)).unwrap();
+        make("db.service/workers/one.service");
+        make("_cpu.service");
+        make("system-getty.slice/getty@tty1.service");
+        make("boot.mount");
+        let scanned = scan_units(&root, "host-1").unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let mut uids: Vec<_> = scanned.keys().map(|uid| &*uid.0).collect();
+        uids.sort_unstable();
+        let wanted =
+            ["host-1/boot.mount", "host-1/cpu.service", "host-1/db.service", "host-1/getty@tty1.service"];
+        assert_eq!(uids, wanted);
     }
 }

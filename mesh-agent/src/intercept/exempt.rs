@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_common::{OrigKey, Pod};
+use mesh_core::model::WorkloadUid;
 
 use super::config::NeverHeld;
 use super::discover::{self, PodCgroup, Scanned};
@@ -31,25 +32,51 @@ impl Exempt {
         scanned: &Scanned,
         known: &HashSet<u64>,
     ) {
-        let live: HashSet<u64> = scanned.values().map(|cgroup| cgroup.id).collect();
-        for id in self.passing.extract_if(|id| !live.contains(id) || known.contains(id)) {
-            // An entry of another origin has replaced it, and stays.
-            if !known.contains(&id) {
-                let _gone = maps.pods.lock().remove(&id);
-            }
-        }
+        self.forget(maps, scanned, |id| known.contains(&id));
         if scanned.values().all(|cgroup| known.contains(&cgroup.id) || self.passing.contains(&cgroup.id)) {
             return;
         }
         for uid in uids_of(&config.pod_logs, &config.namespaces) {
-            let uid = mesh_core::model::WorkloadUid(uid.into());
+            let uid = WorkloadUid(uid.into());
             let Some(cgroup) = scanned.get(&uid) else { continue };
-            if known.contains(&cgroup.id) || !self.passing.insert(cgroup.id) {
-                continue;
+            if !known.contains(&cgroup.id) {
+                self.pass(maps, &uid, cgroup.id);
             }
-            if let Err(error) = maps.pods.lock().insert(cgroup.id, Pod::default(), 0) {
-                self.passing.remove(&cgroup.id);
-                tracing::warn!(pod = %uid, %error, "a pod of an exempt namespace stays held");
+        }
+    }
+
+    /// Lets every unit of a host pass that is not `named` as enrolled, as soon as systemd has started it.
+    pub(super) fn follow_host(
+        &mut self,
+        maps: &Maps,
+        scanned: &Scanned,
+        known: &HashSet<u64>,
+        named: impl Fn(&WorkloadUid) -> bool,
+    ) {
+        self.forget(maps, scanned, |id| known.contains(&id));
+        for (uid, cgroup) in scanned {
+            if !known.contains(&cgroup.id) && !named(uid) {
+                self.pass(maps, uid, cgroup.id);
+            }
+        }
+    }
+
+    fn pass(&mut self, maps: &Maps, uid: &WorkloadUid, cgroup_id: u64) {
+        if !self.passing.insert(cgroup_id) {
+            return;
+        }
+        if let Err(error) = maps.pods.lock().insert(cgroup_id, Pod::default(), 0) {
+            self.passing.remove(&cgroup_id);
+            tracing::warn!(pod = %uid, %error, "what waits for nobody stays held");
+        }
+    }
+
+    /// Takes back the entries of cgroups that are gone; one of another origin has replaced it, and stays.
+    fn forget(&mut self, maps: &Maps, scanned: &Scanned, known: impl Fn(u64) -> bool) {
+        let live: HashSet<u64> = scanned.values().map(|cgroup| cgroup.id).collect();
+        for id in self.passing.extract_if(|id| !live.contains(id) || known(*id)) {
+            if !known(id) {
+                let _gone = maps.pods.lock().remove(&id);
             }
         }
     }

@@ -61,8 +61,8 @@ enum Turn {
 pub(super) struct Hub {
     pub(super) maps: Arc<Maps>,
     turn: Mutex<Turn>,
-    /// By cookie of the network namespace.
-    pods: Mutex<HashMap<u64, Served>>,
+    /// By cookie of the network namespace; on a host several are in one.
+    pods: Mutex<HashMap<u64, Vec<Served>>>,
     waiting: Arc<Waiting>,
 }
 
@@ -71,6 +71,8 @@ struct Served {
     /// The pod's cgroup: a process that only entered the pod's namespace is none of the pod.
     cgroup_id: u64,
     netns: Arc<NetNs>,
+    /// Whether the namespace is the pod's own.
+    alone: bool,
     sender: mpsc::UnboundedSender<Held>,
 }
 
@@ -96,15 +98,39 @@ impl Hub {
         netns: &Arc<NetNs>,
         cgroup_id: u64,
     ) -> mpsc::UnboundedReceiver<Held> {
+        self.enter(netns, cgroup_id, true)
+    }
+
+    /// [`Hub::serve`], where others are in the namespace as well.
+    pub(super) fn serve_beside_others(
+        self: &Arc<Self>,
+        netns: &Arc<NetNs>,
+        cgroup_id: u64,
+    ) -> mpsc::UnboundedReceiver<Held> {
+        self.enter(netns, cgroup_id, false)
+    }
+
+    fn enter(&self, netns: &Arc<NetNs>, cgroup_id: u64, alone: bool) -> mpsc::UnboundedReceiver<Held> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let served = Served { cgroup_id, netns: Arc::clone(netns), sender };
-        self.pods.lock().insert(netns.cookie, served);
+        let served = Served { cgroup_id, netns: Arc::clone(netns), alone, sender };
+        let mut pods = self.pods.lock();
+        let there = pods.entry(netns.cookie).or_default();
+        there.retain(|other| !alone && other.cgroup_id != cgroup_id);
+        there.push(served);
         receiver
     }
 
-    /// Hands out a connection that waits, unless it is being answered already; false when its pod is not served.
+    /// Hands out a connection that waits, unless it is being answered already; false when its pod is not served. In a pod's own
+    /// namespace a process of another one waits.
     pub(super) fn offer(self: &Arc<Self>, key: OrigKey) -> bool {
-        if !self.pods.lock().contains_key(&key.netns_cookie) {
+        let cgroups = || self.maps.held(&key).map(|held| held.cgroups);
+        let served = match self.pods.lock().get(&key.netns_cookie) {
+            None => false,
+            Some(there) => {
+                cgroups().is_none_or(|ids| there.iter().any(|pod| pod.alone || ids.contains(&pod.cgroup_id)))
+            }
+        };
+        if !served {
             return false;
         }
         if self.is_own(&key) && !self.waiting.lock().contains_key(&name(&key)) {
@@ -127,8 +153,14 @@ impl Hub {
     }
 
     /// The pod is no longer served.
-    pub(super) fn leave(&self, netns_cookie: u64) {
-        self.pods.lock().remove(&netns_cookie);
+    pub(super) fn leave(&self, netns_cookie: u64, cgroup_id: u64) {
+        let mut pods = self.pods.lock();
+        if let Some(there) = pods.get_mut(&netns_cookie) {
+            there.retain(|pod| pod.cgroup_id != cgroup_id);
+            if there.is_empty() {
+                pods.remove(&netns_cookie);
+            }
+        }
     }
 
     /// Whether this agent answers a connection that did not ask (again).
@@ -164,11 +196,11 @@ impl Hub {
         }
         let held = self.maps.held(&key)?;
         let pods = self.pods.lock();
-        let pod = pods.get(&key.netns_cookie)?;
-        if !held.cgroups.contains(&pod.cgroup_id) {
+        let there = pods.get(&key.netns_cookie)?;
+        let Some(pod) = there.iter().find(|pod| held.cgroups.contains(&pod.cgroup_id)) else {
             tracing::debug!(netns = key.netns_cookie, "a connection is held of a process of another pod");
             return None;
-        }
+        };
         let sender = pod.sender.clone();
         Some((self.note(&mut waiting, (key, held), &pod.netns), sender))
     }

@@ -18,6 +18,12 @@ const CLASSES: [&str; 2] = ["burstable", "besteffort"];
 /// The most characters of a uid; the kubelet's have 36.
 const LONGEST_UID: usize = 128;
 
+/// The systemd unit whose cgroup has this name; `None`: a slice, which units are below. Where the name of a unit could be taken for a
+/// file of the kernel's (`cpu.service`), systemd puts an underscore in front of it.
+pub(super) fn unit(folder: &str) -> Option<&str> {
+    (!folder.ends_with(".slice")).then(|| folder.strip_prefix('_').unwrap_or(folder))
+}
+
 /// The uid of the pod whose cgroup has this name, as the API server writes it.
 pub(super) fn pod_uid(folder: &str) -> Option<String> {
     let Some(slice) = folder.strip_suffix(".slice") else {

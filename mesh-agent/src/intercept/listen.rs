@@ -66,6 +66,22 @@ pub(super) fn open(netns: &NetNs, addresses: &[IpAddr]) -> Result<Sockets, Liste
     Ok(sockets)
 }
 
+/// Opens the listeners for plaintext alone, on a host: what its units dial is held, and tunnels to them are not there yet.
+pub(super) fn open_on_host(netns: &NetNs) -> Result<Sockets, ListenError> {
+    let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT_INBOUND);
+    let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), PORT_INBOUND);
+    // Held connections are answered from there, each from a socket of its own.
+    drop(bound(netns, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT_HELD))?);
+    let mut inbound = vec![(ListenerSlot::InboundV4, listen(netns, v4)?)];
+    match listen(netns, v6) {
+        Ok(socket) => inbound.push((ListenerSlot::InboundV6, socket)),
+        // A host without IPv6.
+        Err(ListenError::Socket { .. }) => {}
+        Err(taken) => return Err(taken),
+    }
+    Ok(Sockets { outbound: Vec::new(), inbound })
+}
+
 fn listen(netns: &NetNs, address: SocketAddr) -> Result<Socket, ListenError> {
     let socket = bound(netns, address)?;
     socket.listen(BACKLOG).map_err(|source| failed(address, source))?;

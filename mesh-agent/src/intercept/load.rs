@@ -23,6 +23,7 @@ use mesh_core::model::WorkloadUid;
 use parking_lot::Mutex;
 
 use super::config::Config;
+use super::host::Host;
 use super::hub::{Answering, Hub};
 use super::lookups::{lookup_object, lookups_dir};
 use super::maps::{Maps, taken};
@@ -61,6 +62,10 @@ pub struct Interceptor {
     pub(super) hub: Arc<Hub>,
     pub(super) held_events: Mutex<Option<HeldEvents>>,
     pub(super) node_cookie: u64,
+    /// Where the workloads are units: the network namespace that they share.
+    pub(super) host: Option<Arc<Host>>,
+    /// Then the cgroup that this agent itself is in.
+    pub(super) agent_on_host: Option<u64>,
     pub(super) problems: Arc<Mutex<Vec<PodProblem>>>,
     /// Maps of another layout that begin anew.
     renewed_maps: Vec<String>,
@@ -90,15 +95,19 @@ impl Interceptor {
         let netns = NetNs::current().map_err(InterceptError::io("opening the node's network namespace"))?;
         let agent_cgroup = cgroup::own_below(&config.pods_root)
             .map_err(InterceptError::io("looking at the agent's own cgroup"))?;
+        let agent_on_host = if config.units { cgroup::own_below(&mount) } else { Ok(None) };
+        let agent_on_host =
+            agent_on_host.map_err(InterceptError::io("looking for the agent's own cgroup"))?;
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&config.pin_dir)
             .map_pin_path("SOCKETS", config.pin_dir.join("SOCKETS"))
             // aya has no handle for socket storage that it would accept here; only the programs use it.
             .allow_unsupported_maps()
-            .override_global(GLOBAL_NODE_NETNS, &netns.cookie, true)
+            // Units are on the node's own network: there nobody is left alone for being on it.
+            .override_global(GLOBAL_NODE_NETNS, &if config.units { 0 } else { netns.cookie }, true)
             .override_global(GLOBAL_ROOT_LEVEL, &level, true)
             .override_global(GLOBAL_REFUSE_SOCKETS, &u32::from(config.refuse_sockets), true)
-            .override_global(GLOBAL_HOLD_UNCLASSIFIED, &u32::from(config.hold_unclassified), true)
+            .override_global(GLOBAL_HOLD_UNCLASSIFIED, &config.hold(), true)
             .override_global(GLOBAL_HAS_SKB_NETNS, &u32::from(probe::has_skb_netns()), true)
             .override_global(GLOBAL_HAS_MPTCP, &u32::from(probe::has_mptcp()), true)
             .load(CGROUP_OBJECT)?;
@@ -112,18 +121,20 @@ impl Interceptor {
         let maps = Arc::new(maps);
         let hub = Hub::new(Arc::clone(&maps));
         Ok(Self {
-            config,
             maps,
             held_events: Mutex::new(Some(HeldEvents::new(ring, Arc::clone(&hub)))),
             hub,
             agent_cgroup,
             node_cookie: netns.cookie,
+            agent_on_host,
+            host: config.units.then(|| Arc::new(Host::new(netns))),
             problems: Arc::new(Mutex::new(Vec::new())),
             renewed_maps,
             replaced_links,
             older: Arc::default(),
             on_node_network: Arc::default(),
             unserved_left_out: Arc::default(),
+            config,
         })
     }
 
@@ -152,6 +163,11 @@ impl Interceptor {
     /// The kernel's id of the map of listeners; see [`super::Inherited::new`].
     pub fn listeners_map(&self) -> u32 {
         self.maps.listeners_id
+    }
+
+    /// Where the workloads are units: the host that they share.
+    pub fn host(&self) -> Option<&Arc<Host>> {
+        self.host.as_ref()
     }
 
     /// What this node lacks for interception, and the mend.

@@ -14,6 +14,7 @@ mod exempt;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod held;
+mod host;
 mod hub;
 mod inherit;
 mod kubelet;
@@ -44,6 +45,7 @@ pub use cgroup::{RootError, find_pods_root};
 pub use config::{Config, ConnectChoice, NeverHeld};
 pub use discover::Refusal;
 pub use held::{Answer, Held};
+pub use host::{Host, Owner};
 pub use hub::Answering;
 pub use inherit::{Inherited, NotAListener};
 pub use kubelet::Kubelet;

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mesh_common::{CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX};
 use mesh_core::model::{MtlsMode, Workload, WorkloadUid};
 use mesh_core::snapshot::Snapshot;
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ struct Place {
     netns: Arc<NetNs>,
     cgroup: PodCgroup,
     addresses: Vec<IpAddr>,
+    /// On a host: the cgroup that the agent's own ends of connections are made in.
+    agent: Option<u64>,
 }
 
 impl OlderSockets {
@@ -81,14 +84,20 @@ impl OlderSockets {
     }
 
     /// A pod is about to be enrolled: what is connected past the agent now, or by a handshake that is under way, is older.
-    pub(super) fn watch(&self, workload: &Workload, cgroup: PodCgroup, netns: &Arc<NetNs>) {
+    pub(super) fn watch(
+        &self,
+        workload: &Workload,
+        cgroup: PodCgroup,
+        netns: &Arc<NetNs>,
+        agent: Option<u64>,
+    ) {
         let (now, addresses) = (Instant::now(), workload.addresses.clone());
         let mut pods = self.pods.lock();
         let known = pods.get(&workload.uid).map(|watched| &watched.pod);
         if known.is_some_and(|pod| pod.netns.cookie == netns.cookie && pod.addresses == addresses) {
             return;
         }
-        let pod = Arc::new(Place { netns: Arc::clone(netns), cgroup, addresses });
+        let pod = Arc::new(Place { netns: Arc::clone(netns), cgroup, addresses, agent });
         let watched = Watched { pod, early_until: now + EARLY, due: Some(now), held: HashMap::new() };
         pods.insert(workload.uid.clone(), watched);
     }
@@ -198,18 +207,51 @@ impl Place {
     fn past_the_mesh(&self) -> io::Result<Vec<DiagSocket>> {
         let cgroups = discover::ids_below(&self.cgroup)?;
         let mut found = diag::connected(&self.netns)?;
+        let carried: HashSet<(SocketAddr, SocketAddr)> = match self.agent {
+            Some(agent) => {
+                let its = found.iter().filter(|socket| socket.cgroup == Some(agent));
+                its.map(|socket| (socket.remote, socket.local)).collect()
+            }
+            None => HashSet::new(),
+        };
         found.retain(|socket| {
-            socket.cgroup.is_some_and(|id| cgroups.contains(&id)) && self.is_redirected(socket.remote.ip())
+            let past = match self.agent {
+                // Loopback is no less than anything else.
+                Some(_) => {
+                    let agents =
+                        carried.contains(&(socket.local, socket.remote)) || is_token(socket.remote.ip());
+                    !agents && !is_link_local(socket.remote.ip())
+                }
+                None => self.is_redirected(socket.remote.ip()),
+            };
+            past && socket.cgroup.is_some_and(|id| cgroups.contains(&id))
         });
         Ok(found)
     }
 
     /// Whether a connection to this address would be the agent's today.
     fn is_redirected(&self, remote: IpAddr) -> bool {
-        let link_local = match remote {
-            IpAddr::V4(remote) => remote.is_link_local(),
-            IpAddr::V6(remote) => remote.is_unicast_link_local(),
-        };
-        !link_local && !remote.is_loopback() && !remote.is_unspecified() && !self.addresses.contains(&remote)
+        !is_link_local(remote)
+            && !remote.is_loopback()
+            && !remote.is_unspecified()
+            && !self.addresses.contains(&remote)
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// Whether it is one of the loopback addresses that the agent speaks from.
+fn is_token(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let bits = u32::from(v4);
+            bits & !CLIENT_TOKEN_MASK == CLIENT_TOKEN_PREFIX || bits & !ORIG_TOKEN_MASK == ORIG_TOKEN_PREFIX
+        }
+        IpAddr::V6(_) => false,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use mesh_common::{
-    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
+    CLIENT_TOKEN_MASK, CLIENT_TOKEN_PREFIX, ClientKey, DIAL_MARK, ORIG_TOKEN_MASK, ORIG_TOKEN_PREFIX, OrigKey,
 };
 use mesh_core::model::WorkloadUid;
 use socket2::Socket;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::connect::connect;
 use super::held::Held;
+use super::host::Host;
 use super::maps::{Maps, addr, socket_addr};
 use crate::sys::{self, NetNs};
 
@@ -66,19 +67,39 @@ pub struct PodNet {
     pub addresses: Vec<IpAddr>,
     /// The namespace and the kernel's records; `None`: see [`PodNet::unintercepted`].
     kernel: Option<(Arc<NetNs>, Arc<Maps>)>,
+    /// The host, where the namespace is one that units share.
+    host: Option<Arc<Host>>,
     next_port: AtomicU16,
 }
 
 impl PodNet {
     pub(super) fn new(uid: WorkloadUid, addresses: Vec<IpAddr>, netns: Arc<NetNs>, maps: Arc<Maps>) -> Self {
         let next_port = AtomicU16::new(rand::random());
-        Self { uid, netns_cookie: netns.cookie, addresses, kernel: Some((netns, maps)), next_port }
+        Self {
+            uid,
+            netns_cookie: netns.cookie,
+            addresses,
+            kernel: Some((netns, maps)),
+            host: None,
+            next_port,
+        }
+    }
+
+    /// A unit of a host, which has no address of its own.
+    pub(super) fn on_host(uid: WorkloadUid, host: Arc<Host>, maps: Arc<Maps>) -> Self {
+        let net = Self::new(uid, Vec::new(), Arc::clone(&host.netns), maps);
+        Self { host: Some(host), ..net }
+    }
+
+    /// The host that it is a unit of, if it is one.
+    pub fn host(&self) -> Option<&Arc<Host>> {
+        self.host.as_ref()
     }
 
     /// A pod that no kernel program knows: everything is dialled from where the agent is, and applications see the
     /// agent as their client. For tests of the later stages.
     pub fn unintercepted(uid: WorkloadUid, addresses: Vec<IpAddr>) -> Self {
-        Self { uid, netns_cookie: 0, addresses, kernel: None, next_port: AtomicU16::new(0) }
+        Self { uid, netns_cookie: 0, addresses, kernel: None, host: None, next_port: AtomicU16::new(0) }
     }
 
     /// Takes the original destination of a connection accepted on 15001 (one-shot). `local` and `peer` are the accepted
@@ -108,7 +129,9 @@ impl PodNet {
         // Without a record the application would take a stranger for a local process: then it is not dialled at all.
         if dst.is_ipv4() {
             let (socket, record) = recorded_by_token(netns, maps, client)?;
-            return connect_recorded(socket, dst, record).await;
+            self.mark(&socket)?;
+            let stream = connect_recorded(socket, dst, record).await?;
+            return self.only_own(stream, dst).await;
         }
         for draw in 0..DRAWS {
             let port = PORTS_FIRST + self.next_port.fetch_add(1, Ordering::Relaxed) % PORTS;
@@ -117,13 +140,30 @@ impl PodNet {
             let from = if draw < DRAWS / 2 { dst.ip() } else { Ipv6Addr::LOCALHOST.into() };
             let from = SocketAddr::new(from, port);
             let Some((socket, record)) = recorded_by_port(netns, maps, from, client)? else { continue };
+            self.mark(&socket)?;
             match connect_recorded(socket, dst, record).await {
                 // The port was used towards this destination within the last second.
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-                result => return result,
+                result => return self.only_own(result?, dst).await,
             }
         }
         Err(no_free_key())
+    }
+
+    /// On a host the backstop asks for it.
+    fn mark(&self, socket: &Socket) -> io::Result<()> {
+        if self.host.is_some() { socket.set_mark(DIAL_MARK) } else { Ok(()) }
+    }
+
+    /// On a host the port may have passed to another unit since it was asked whose it is: not a byte is sent before it is seen
+    /// whose socket took the connection.
+    async fn only_own(&self, stream: TcpStream, dst: SocketAddr) -> io::Result<TcpStream> {
+        let Some(host) = &self.host else { return Ok(stream) };
+        if host.taker(dst, stream.local_addr()?).await?.as_ref() == Some(&self.uid) {
+            return Ok(stream);
+        }
+        sys::reset_on_close(&stream)?;
+        Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("{dst} is not {}'s any more", self.uid)))
     }
 
     /// Dials any address from within the pod's namespace.

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 mod closed;
 mod depart;
 mod entry;
+mod host;
 mod listeners;
 mod namespace;
 mod orphans;
@@ -32,6 +33,7 @@ use super::bound::Bound;
 use super::config::Config;
 use super::discover::{self, PodCgroup, Refusal, Scanned};
 use super::exempt::Exempt;
+use super::host::Host;
 use super::hub::Hub;
 use super::inherit::Inherited;
 use super::listen;
@@ -40,7 +42,7 @@ use super::load::Interceptor;
 use super::lookups;
 use super::node_network::NodeNetwork;
 use super::older::OlderSockets;
-use super::pod::{PodEvent, PodNet};
+use super::pod::{PodEvent, PodListeners, PodNet};
 use super::problem::{EnrolError, PodProblem};
 use super::running::{Holder, Running};
 use super::sweep::{self, Sweeper};
@@ -87,6 +89,9 @@ impl Interceptor {
             maps: Arc::clone(&self.maps),
             hub: Arc::clone(&self.hub),
             node_cookie: self.node_cookie,
+            host: self.host.clone(),
+            agent: self.agent_on_host,
+            open: None,
             problems: Arc::clone(&self.problems),
             older: Arc::clone(&self.older),
             unserved_left_out: Arc::clone(&self.unserved_left_out),
@@ -103,6 +108,7 @@ impl Interceptor {
             inherited: inherited.unwrap_or_default(),
             same_map,
             holder: holder.clone(),
+            classifies: false,
             listening: Listening::adopt(&self.maps),
             udp: Udp::adopt(&self.maps, snapshots.load_full()),
         };
@@ -120,6 +126,8 @@ struct Local {
     cgroup: PodCgroup,
     index: u32,
     addresses: Vec<IpAddr>,
+    /// Of a unit: the host's addresses.
+    on_host: Option<Vec<IpAddr>>,
     /// How long the agent may be lost until the kernel lets the pod pass.
     opens_after: Option<Duration>,
     /// Index of the interface with its addresses; 0: not known.
@@ -139,6 +147,12 @@ struct Sync {
     maps: Arc<super::maps::Maps>,
     hub: Arc<Hub>,
     node_cookie: u64,
+    /// Where the workloads are units.
+    host: Option<Arc<Host>>,
+    /// Then the cgroup that this agent itself is in.
+    agent: Option<u64>,
+    /// What is open for all of them together.
+    open: Option<host::Open>,
     problems: Arc<parking_lot::Mutex<Vec<PodProblem>>>,
     older: Arc<OlderSockets>,
     unserved_left_out: Arc<AtomicU64>,
@@ -158,6 +172,8 @@ struct Sync {
     /// The slots have the inherited listeners already.
     same_map: bool,
     holder: Holder,
+    /// Every cgroup of this node has been looked at once.
+    classifies: bool,
     listening: Listening,
     udp: Udp,
 }
@@ -173,7 +189,7 @@ impl Sync {
         let mut scan_due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) && !self.events.is_closed() {
             let now = Instant::now();
-            self.maps.beat();
+            self.beat();
             // A closed channel means that the control plane ended: the cgroups are followed all the same.
             let pauses = self.holder.pauses();
             let newer = versions.has_changed().unwrap_or(false);
@@ -195,7 +211,7 @@ impl Sync {
     }
 
     fn reconcile(&mut self, snapshot: &Snapshot) {
-        let scanned = match discover::scan(&self.config.pods_root) {
+        let scanned = match self.config.scan() {
             Ok(scanned) => scanned,
             Err(error) => {
                 // Nothing is known of any pod now: all stays as it is.
@@ -217,21 +233,32 @@ impl Sync {
         let mut problems = Vec::new();
         for workload in local.values() {
             // Each may wait for the verifier.
-            self.maps.beat();
+            self.beat();
             if let Err(error) = self.arrive(workload, &scanned) {
                 problems.push(PodProblem::new(workload, &error));
             }
         }
+        self.follow_host();
         self.release_orphans(&local, &scanned);
         self.note_node_network(&scanned);
         self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
-        let orphans = self.orphans.values().map(|pod| pod.netns_cookie).collect();
-        let namespaces = self.pods.values().filter_map(|pod| pod.netns.as_ref()).cloned().collect();
-        self.listening.look_again(&self.maps, namespaces, orphans);
+        let mut others: HashSet<u64> = self.orphans.values().map(|pod| pod.netns_cookie).collect();
+        others.extend(self.host.as_ref().filter(|_| self.open.is_some()).map(|host| host.netns.cookie));
+        let own = self.pods.values().filter(|pod| pod.on_host.is_none());
+        let namespaces = own.filter_map(|pod| pod.netns.as_ref()).cloned().collect();
+        self.listening.look_again(&self.maps, namespaces, others);
         problems.extend(self.udp.problems());
         self.publish(problems);
-        self.release(&scanned);
+        self.release(&local, &scanned);
+        self.classifies = true;
         self.holder.settle();
+    }
+
+    /// Gives a sign of life. On a host not before everybody's own services are known: they would wait for it.
+    fn beat(&self) {
+        if self.classifies || self.host.is_none() {
+            self.maps.beat();
+        }
     }
 
     /// Enrols a pod, or records that it is not to be.
@@ -257,6 +284,7 @@ impl Sync {
             cgroup: cgroup.clone(),
             index,
             addresses: workload.addresses.clone(),
+            on_host: self.host.as_ref().map(|host| host::own_addresses(host)),
             opens_after: workload.opens_after(),
             interface: 0,
             connect: self.config.connect.of(workload.connect),
@@ -265,10 +293,18 @@ impl Sync {
             netns: None,
         };
         if workload.enrolled {
-            let netns = Arc::new(self.namespace(workload, &cgroup, scanned)?);
-            self.older.watch(workload, cgroup.clone(), &netns);
-            pod.interface = interface(&netns, workload);
-            pod.ports_known = self.listening.look_first(&self.maps, &netns);
+            let netns = match self.host.clone() {
+                Some(host) => {
+                    host::fit(&host, &cgroup, pod.connect)?;
+                    Arc::clone(&host.netns)
+                }
+                None => Arc::new(self.namespace(workload, &cgroup, scanned)?),
+            };
+            self.older.watch(workload, cgroup.clone(), &netns, self.agent);
+            if self.host.is_none() {
+                pod.interface = interface(&netns, workload);
+                pod.ports_known = self.listening.look_first(&self.maps, &netns);
+            }
             self.udp.arrive(index, workload);
             if let Err(error) = self.enrol(workload, &pod, &netns) {
                 self.keep_closed(&workload.uid, pod, netns, &error);
@@ -287,23 +323,15 @@ impl Sync {
     }
 
     fn enrol(&mut self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
-        let sockets = self.listeners(workload, pod, netns)?;
-        lookups::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
-        let net = PodNet::new(
-            workload.uid.clone(),
-            workload.addresses.clone(),
-            Arc::clone(netns),
-            Arc::clone(&self.maps),
-        );
-        let mut listeners = sockets.into_listeners();
-        listeners.held = Some(self.hub.serve(netns, pod.cgroup.id));
-        let up = PodEvent::Up(Arc::new(net), listeners);
-        // Stopping: what is attached stays pinned with empty slots, which is closed.
-        self.send(up)?;
+        match self.host.clone() {
+            Some(host) => self.enrol_unit(&host, workload, pod)?,
+            None => self.enrol_pod(workload, pod, netns)?,
+        }
         let enrolled = Local {
             netns: Some(Arc::clone(netns)),
             cgroup: pod.cgroup.clone(),
             addresses: workload.addresses.clone(),
+            on_host: pod.on_host.clone(),
             ..*pod
         };
         let written = self.maps.pods.lock().insert(pod.cgroup.id, entry(&enrolled), 0);
@@ -316,12 +344,29 @@ impl Sync {
         Ok(())
     }
 
+    /// Serves a pod in a network namespace of its own.
+    fn enrol_pod(&mut self, workload: &Workload, pod: &Local, netns: &Arc<NetNs>) -> Result<(), EnrolError> {
+        let sockets = self.listeners(workload, pod, netns)?;
+        lookups::attach_lookup(&self.config, pod.cgroup.id, pod.index, netns)?;
+        let net = PodNet::new(
+            workload.uid.clone(),
+            workload.addresses.clone(),
+            Arc::clone(netns),
+            Arc::clone(&self.maps),
+        );
+        let mut listeners = sockets.into_listeners();
+        listeners.held = Some(self.hub.serve(netns, pod.cgroup.id));
+        // Stopping: what is attached stays pinned with empty slots, which is closed.
+        self.send(PodEvent::Up(Arc::new(net), listeners))
+    }
+
     fn free_index(&self) -> Option<u32> {
         let used: HashSet<u32> = self
             .pods
             .values()
             .map(|pod| pod.index)
             .chain(self.orphans.values().map(|pod| pod.index))
+            .chain(self.open.as_ref().map(|open| open.index))
             .collect();
         (0..MAX_PODS).find(|index| !used.contains(index))
     }

@@ -55,10 +55,15 @@ pub struct WeakSpot {
     pub mend: &'static str,
 }
 
-/// Looks at the enrolled pods of `node` below `pods_root`, and at the cgroups above them.
-pub fn weak_spots(pods_root: &Path, node: &str, snapshot: &Snapshot) -> io::Result<Vec<WeakSpot>> {
+/// Looks at the enrolled pods of `node` below `pods_root` (or its `units`), and at the cgroups above them.
+pub fn weak_spots(
+    pods_root: &Path,
+    units: bool,
+    node: &str,
+    snapshot: &Snapshot,
+) -> io::Result<Vec<WeakSpot>> {
     let mut found = exclusive_programs(pods_root)?;
-    let scanned = discover::scan(pods_root)?;
+    let scanned = if units { discover::scan_units(pods_root, node)? } else { discover::scan(pods_root)? };
     let mut pods: Vec<_> = snapshot.workloads().filter(|w| w.enrolled && *w.node == *node).collect();
     pods.sort_by_key(|pod| (pod.namespace().to_owned(), pod.name.clone()));
     for pod in pods {
@@ -103,7 +108,8 @@ pub fn exclusive_programs(pods_root: &Path) -> io::Result<Vec<WeakSpot>> {
 }
 
 fn look_at(pod: &Workload, pids: &[u32], found: &mut Vec<WeakSpot>) {
-    let title = |what: &str| format!("{what}: pod {}/{}", pod.namespace(), pod.name);
+    let kind = if pod.unit.is_some() { "unit" } else { "pod" };
+    let title = |what: &str| format!("{what}: {kind} {}/{}", pod.namespace(), pod.name);
     let (mut raw, mut sandboxed, mut ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for pid in pids {
         // A process that ended meanwhile can be read no more, and is no weak spot either.
@@ -115,7 +121,8 @@ fn look_at(pod: &Workload, pids: &[u32], found: &mut Vec<WeakSpot>) {
         if let Some((_, runtime)) = SANDBOXES.iter().find(|(prefix, _)| comm.starts_with(prefix)) {
             sandboxed.insert(format!("{comm} ({pid}): {runtime}"));
         }
-        for file in ["tcp", "tcp6"] {
+        // A unit's table is its whole host's.
+        for file in ["tcp", "tcp6"].iter().filter(|_| pod.unit.is_none()) {
             let table = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
             ports.extend(listening(&table));
         }
@@ -132,8 +139,8 @@ fn look_at(pod: &Workload, pids: &[u32], found: &mut Vec<WeakSpot>) {
     add(
         "raw sockets",
         raw,
-        "drop NET_RAW and NET_ADMIN in the pod's securityContext: with them a process can send around the hooks of \
-         its own node (what it sends is still judged at its destination)",
+        "drop NET_RAW and NET_ADMIN in the pod's securityContext (the unit's CapabilityBoundingSet=): with them a process \
+         can send around the hooks of its own node (what it sends is still judged at its destination)",
     );
     add(
         "sandboxed runtime",

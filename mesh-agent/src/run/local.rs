@@ -1,5 +1,6 @@
 //! What the kernel side and the data plane of this node add to the administration socket.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -8,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::pods::ServedPods;
 use crate::control::admin::Local;
-use crate::control::{Published, rfc3339};
-use crate::intercept::{Interceptor, Kubelet, PodProblem, Probe, WeakSpot, probe, weak_spots};
+use crate::control::{Listener, Published, rfc3339};
+use crate::intercept::{Interceptor, Kubelet, Owner, PodProblem, Probe, WeakSpot, probe, weak_spots};
 use crate::observe::{Metrics, Plaintext, PlaintextPeers, Readiness, Speaker};
 
 /// Filled as the agent starts.
@@ -17,6 +18,8 @@ use crate::observe::{Metrics, Plaintext, PlaintextPeers, Readiness, Speaker};
 pub(super) struct Node {
     pub(super) name: Arc<str>,
     pub(super) pods_cgroup: PathBuf,
+    /// Units are below it, not pods.
+    pub(super) units: bool,
     pub(super) kubelet: Arc<Kubelet>,
     pub(super) published: Published,
     pub(super) pods: Arc<ServedPods>,
@@ -51,6 +54,21 @@ impl Local for Node {
         self.pods.report(&self.published.load(), &self.name, &self.pod_problems(), &older)
     }
 
+    fn listener(&self, at: SocketAddr) -> Listener {
+        let Some(host) = self.interceptor.get().and_then(|interceptor| interceptor.host()) else {
+            return Listener::Elsewhere;
+        };
+        match host.is_local(at.ip()).and_then(|local| local.then(|| host.owner(at)).transpose()) {
+            Ok(None) => Listener::Elsewhere,
+            Ok(Some(Owner::Unit(uid))) => Listener::Unit(uid),
+            Ok(Some(Owner::Other | Owner::Nobody)) => Listener::NotEnrolled,
+            Ok(Some(Owner::Several)) => {
+                Listener::Unclear("several listen there, not all of them one unit".to_owned())
+            }
+            Err(error) => Listener::Unclear(format!("whose the port is cannot be asked: {error}")),
+        }
+    }
+
     fn problems(&self) -> Vec<String> {
         let pods = self.pod_problems();
         let pods = pods.iter().map(|p| format!("pod {}/{}: {}", p.namespace, p.name, p.reason));
@@ -75,7 +93,7 @@ impl Local for Node {
 
     fn check(&self) -> Value {
         let mut all = checks(&probe());
-        all.extend(match weak_spots(&self.pods_cgroup, &self.name, &self.published.load()) {
+        all.extend(match weak_spots(&self.pods_cgroup, self.units, &self.name, &self.published.load()) {
             Ok(found) => weak(&found),
             Err(error) => vec![json!({
                 "name": "weak spots", "ok": false, "found": format!("not looked for: {error}"),

@@ -111,6 +111,7 @@ impl Parts {
         let node = Arc::new(Node {
             name: args.node.as_str().into(),
             pods_cgroup: args.pods_cgroup.clone(),
+            units: args.units_cgroup.is_some(),
             kubelet: Arc::new(Kubelet::new(&args.kubelet_cgroup).context("looking for the kubelet")?),
             published: control.published.clone(),
             pods: Arc::new(ServedPods::default()),
@@ -237,6 +238,7 @@ impl Parts {
             pin_dir: args.pin_dir.clone(),
             node: args.node.as_str().into(),
             refuse_sockets: args.other_sockets == OtherSockets::Refuse,
+            units: args.units_cgroup.is_some(),
             hold_unclassified: args.unclassified == Unclassified::Hold,
             never_held: args.never_held(),
             connect: args.connect.into(),

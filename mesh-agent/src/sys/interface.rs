@@ -1,8 +1,8 @@
-//! Which interface of a network namespace has a pod's addresses: `getifaddrs(3)`.
+//! The addresses of a network namespace: which interface has a pod's (`getifaddrs(3)`), and which one a connection comes from.
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 
 use super::{NetNs, within};
@@ -18,6 +18,22 @@ impl NetNs {
             Some(index) if indexes.len() == 1 && *index != 0 => Some(*index),
             _ => None,
         })
+    }
+
+    /// Every address that this namespace has.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let held = within(self.file.as_fd(), interface_addresses)??;
+        Ok(held.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// The address that the kernel would have a connection to `to` come from; nothing is sent.
+    pub fn source(&self, to: IpAddr) -> io::Result<IpAddr> {
+        let any: IpAddr =
+            if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = within(self.file.as_fd(), || UdpSocket::bind(SocketAddr::new(any, 0)))??;
+        // Any port: a UDP socket that is connected has chosen its route.
+        socket.connect(SocketAddr::new(to, 9))?;
+        Ok(socket.local_addr()?.ip().to_canonical())
     }
 }
 

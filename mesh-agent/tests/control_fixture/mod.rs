@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use mesh_agent::control::admin::{Admin, AdminSocket, Local};
 use mesh_agent::control::{
-    Backoff, Control, ControlSettings, Controller, LookupSettings, NodeIdentity, NodeSettings,
+    Backoff, Control, ControlSettings, Controller, Listener, LookupSettings, NodeIdentity, NodeSettings,
 };
 use mesh_agent::identify::SvidStore;
 use mesh_api::proto::agent_message::Kind;
@@ -188,6 +188,10 @@ struct Kernel;
 impl Local for Kernel {
     fn pods(&self) -> Value {
         serde_json::json!([])
+    }
+
+    fn listener(&self, _: SocketAddr) -> Listener {
+        Listener::Elsewhere
     }
 
     fn problems(&self) -> Vec<String> {

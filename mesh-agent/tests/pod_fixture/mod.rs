@@ -263,6 +263,7 @@ impl Fixture {
             pin_dir: self.pin_dir.clone(),
             node: "node".into(),
             refuse_sockets: true,
+            units: false,
             hold_unclassified: true,
             connect: self.connect,
             never_held: self.never_held.clone(),

@@ -35,7 +35,14 @@ impl Sync {
             self.maps.clear_listener(index * LISTENERS_PER_POD + slot);
         }
         let written = self.maps.pods.lock().insert(cgroup_id, closed, 0);
-        let attached = lookups::attach_lookup(&self.config, cgroup_id, index, &netns);
+        // On a host the ports of the others stay open: the entry alone keeps what comes from the unit's.
+        let attached = match &self.host {
+            Some(host) => {
+                host.leave(uid);
+                Ok(())
+            }
+            None => lookups::attach_lookup(&self.config, cgroup_id, index, &netns),
+        };
         match (written, attached) {
             (Ok(()), Ok(())) => {
                 tracing::error!(pod = %uid, %why, "the pod cannot be served and is kept closed");

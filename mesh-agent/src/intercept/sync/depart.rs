@@ -13,7 +13,7 @@ use super::{Local, PodEvent, Sync, discover, lookups, sweep};
 
 /// How long a pod that stays is left with what was on its way: a `connect()` that was redirected reaches a listener, a
 /// handshake that a listener has answered ends.
-const SETTLE: Duration = Duration::from_millis(50);
+pub(super) const SETTLE: Duration = Duration::from_millis(50);
 
 impl Sync {
     /// Un-enrols what is gone or no longer to be enrolled.
@@ -55,6 +55,7 @@ impl Sync {
         let outside = Local {
             cgroup: pod.cgroup.clone(),
             addresses: pod.addresses.clone(),
+            on_host: pod.on_host.clone(),
             ports_known: false,
             joined: None,
             netns: None,
@@ -75,9 +76,9 @@ impl Sync {
             return;
         }
         thread::sleep(SETTLE);
-        for (_, pod) in &pods {
+        for (uid, pod) in &pods {
             self.maps.beat();
-            self.detach(pod);
+            self.detach(uid, pod);
         }
         thread::sleep(SETTLE);
         for (uid, _) in pods {
@@ -93,16 +94,22 @@ impl Sync {
             tracing::warn!(pod = %uid, %error, "removing the pod's entry");
         }
         let Some(netns) = &pod.netns else { return };
-        self.detach(pod);
+        self.detach(&uid, pod);
         tracing::info!(pod = %uid, gone, "un-enrolled");
         // As above.
         let _stopping = self.send(PodEvent::Down { uid, gone });
-        sweep::clear(&self.maps, Some(netns.cookie));
+        // On a host the records of others are there as well.
+        if pod.on_host.is_none() {
+            sweep::clear(&self.maps, Some(netns.cookie));
+        }
     }
 
-    fn detach(&mut self, pod: &Local) {
+    fn detach(&mut self, uid: &WorkloadUid, pod: &Local) {
+        if let Some(host) = &self.host {
+            host.leave(uid);
+        }
         if let Some(netns) = &pod.netns {
-            self.hub.leave(netns.cookie);
+            self.hub.leave(netns.cookie, pod.cgroup.id);
         }
         self.dismantle(pod.cgroup.id, pod.index);
     }

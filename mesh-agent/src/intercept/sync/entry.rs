@@ -1,6 +1,8 @@
 //! What the kernel is told of a pod. In: a pod of this node, and its network namespace. Out: its `PODS` entry.
 
-use mesh_common::{POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, Pod};
+use mesh_common::{Addr, POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, POD_SHARED, Pod};
+use std::net::IpAddr;
+
 use mesh_core::model::{ConnectMode, Workload};
 
 use super::{Local, NetNs};
@@ -22,20 +24,27 @@ pub(super) fn entry(pod: &Local) -> Pod {
     let honest = if pod.connect == ConnectMode::Honest { POD_HONEST } else { 0 };
     let ports = if pod.ports_known { POD_PORTS_KNOWN } else { 0 };
     let joined = if pod.joined.is_some() { POD_JOINED } else { 0 };
-    let of_family = |ipv6: bool| {
-        pod.addresses
-            .iter()
-            .find(|address| address.is_ipv6() == ipv6)
-            .map(|address| addr(*address))
-            .unwrap_or_default()
+    let (shared, addresses) = match &pod.on_host {
+        Some(addresses) => (POD_SHARED, addresses),
+        None => (0, &pod.addresses),
     };
     Pod {
         netns_cookie: pod.netns.as_ref().map_or(0, |netns| netns.cookie),
-        addr4: of_family(false),
-        addr6: of_family(true),
+        addr4: of_family(addresses, false),
+        addr6: of_family(addresses, true),
         index: pod.index,
-        flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports | joined } else { 0 },
-        lost_after: pod.opens_after.map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX)),
+        flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports | joined | shared } else { 0 },
+        // A host's ports stay the agent's: they are not opened one unit at a time.
+        lost_after: match pod.opens_after {
+            Some(after) if shared == 0 => u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
+            _ => 0,
+        },
         interface: pod.interface,
     }
+}
+
+/// The address of a family; all zero when there is none.
+fn of_family(addresses: &[IpAddr], ipv6: bool) -> Addr {
+    let found = addresses.iter().find(|address| address.is_ipv6() == ipv6);
+    found.map(|address| addr(*address)).unwrap_or_default()
 }

@@ -31,6 +31,9 @@ impl Sync {
 
     /// Which pods have no network of their own.
     pub(super) fn note_node_network(&mut self, scanned: &Scanned) {
+        if self.host.is_some() {
+            return;
+        }
         let enrolled: HashSet<u64> =
             self.pods.values().filter(|pod| pod.netns.is_some()).map(|pod| pod.cgroup.id).collect();
         self.node_network.look(scanned, |id| enrolled.contains(&id));

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use mesh_common::{POD_ENROLLED, Pod};
+use mesh_common::{POD_ENROLLED, POD_SHARED, Pod};
 use mesh_core::model::{Workload, WorkloadUid};
 
 use super::{Scanned, Sync, lookups};
@@ -26,10 +26,14 @@ impl Sync {
             .collect();
         let released: Vec<_> = self.orphans.extract_if(|id, _| !enrolled.contains(id)).collect();
         for (cgroup_id, pod) in released {
+            // Without its entry a host's instance would not know that it is one's.
+            if pod.flags & POD_SHARED != 0 {
+                self.dismantle(cgroup_id, pod.index);
+            }
             if let Err(error) = self.maps.pods.lock().remove(&cgroup_id) {
                 tracing::warn!(cgroup_id, %error, "removing an entry of an earlier agent");
             }
-            if has_place(&pod) {
+            if has_place(&pod) && pod.flags & POD_SHARED == 0 {
                 self.dismantle(cgroup_id, pod.index);
             }
         }
@@ -42,6 +46,7 @@ impl Sync {
         });
         for cgroup_id in attached {
             if !enrolled.contains(&cgroup_id)
+                && self.host_root() != Some(cgroup_id)
                 && let Err(error) = lookups::detach_lookup(&self.config, cgroup_id)
             {
                 tracing::warn!(cgroup_id, %error, "detaching sk_lookup of an earlier agent");

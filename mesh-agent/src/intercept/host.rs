@@ -1,0 +1,160 @@
+//! A host's own network namespace, which its systemd units share. In: the units that are enrolled, each by its cgroup. Out: whose
+//! a port is, and whose socket took a connection: asked of the kernel, by the cgroup that the socket was made in.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::model::WorkloadUid;
+use parking_lot::Mutex;
+
+use super::diag::{self, DiagSocket};
+use super::discover::{self, PodCgroup};
+use crate::sys::NetNs;
+
+/// How often a connection that was dialled is looked for at its other end: the last segment of its handshake may be on its way.
+const LOOKS: u32 = 20;
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How many cgroups are remembered: those that are gone among them.
+const MOST_KNOWN: usize = 4096;
+
+/// The network namespace that the agent itself is in, with the units that it enrolled there.
+#[derive(Debug)]
+pub struct Host {
+    pub(super) netns: Arc<NetNs>,
+    units: Mutex<Units>,
+}
+
+#[derive(Debug, Default)]
+struct Units {
+    enrolled: HashMap<WorkloadUid, PodCgroup>,
+    /// Whose a cgroup is, as far as it was looked up; `None`: nobody's who is enrolled. No id is given twice, and none moves to
+    /// another parent.
+    known: HashMap<u64, Option<WorkloadUid>>,
+}
+
+/// Who listens on a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// An enrolled unit alone.
+    Unit(WorkloadUid),
+    /// Somebody who is not enrolled.
+    Other,
+    /// Several at once: whom a connection would reach cannot be said.
+    Several,
+    /// Nobody.
+    Nobody,
+}
+
+impl Host {
+    pub(super) fn new(netns: NetNs) -> Self {
+        Self { netns: Arc::new(netns), units: Mutex::default() }
+    }
+
+    /// What is an enrolled unit's from now on.
+    pub(super) fn enter(&self, uid: &WorkloadUid, cgroup: &PodCgroup) {
+        let mut units = self.units.lock();
+        // What was nobody's may be this unit's.
+        units.known.clear();
+        units.enrolled.insert(uid.clone(), cgroup.clone());
+    }
+
+    /// The unit is not enrolled any more.
+    pub(super) fn leave(&self, uid: &WorkloadUid) {
+        let mut units = self.units.lock();
+        units.enrolled.remove(uid);
+        units.known.clear();
+    }
+
+    /// Whether no unit is enrolled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.units.lock().enrolled.is_empty()
+    }
+
+    /// Whether a connection to `address` stays on this host.
+    pub fn is_local(&self, address: IpAddr) -> io::Result<bool> {
+        let address = address.to_canonical();
+        Ok(address.is_loopback() || self.netns.addresses()?.contains(&address))
+    }
+
+    /// The address that a connection from this host to `to` comes from.
+    pub fn source(&self, to: IpAddr) -> io::Result<IpAddr> {
+        self.netns.source(to)
+    }
+
+    /// Who listens where a connection to `at` would arrive.
+    pub fn owner(&self, at: SocketAddr) -> io::Result<Owner> {
+        let listening = diag::listeners(&self.netns)?;
+        let on_port = |socket: &&DiagSocket| socket.local.port() == at.port();
+        let of = |address: fn(&DiagSocket, IpAddr) -> bool| {
+            let fits = |socket: &&DiagSocket| on_port(socket) && address(socket, at.ip().to_canonical());
+            listening
+                .iter()
+                .filter(fits)
+                .map(|socket| self.unit_of(socket))
+                .collect::<io::Result<HashSet<_>>>()
+        };
+        // The kernel prefers a listener of the very address to one of any.
+        let mut owners = of(|socket, at| socket.local.ip() == at)?;
+        if owners.is_empty() {
+            owners = of(|socket, _| socket.local.ip().is_unspecified())?;
+        }
+        let mut owners = owners.into_iter();
+        Ok(match (owners.next(), owners.next()) {
+            (None, _) => Owner::Nobody,
+            (Some(_), Some(_)) => Owner::Several,
+            (Some(Some(unit)), None) => Owner::Unit(unit),
+            (Some(None), None) => Owner::Other,
+        })
+    }
+
+    /// Whose socket took the connection from `from` (the agent's own end) to `at`; `None`: nobody's who is enrolled. An error
+    /// where there is no such socket.
+    pub async fn taker(&self, at: SocketAddr, from: SocketAddr) -> io::Result<Option<WorkloadUid>> {
+        for _ in 0..LOOKS {
+            if let Some(socket) = diag::find(&self.netns, at, from)? {
+                return self.unit_of(&socket);
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        Err(io::Error::other("nobody has the other end of what was dialled"))
+    }
+
+    /// The ports that enrolled units listen on.
+    pub(super) fn ports(&self) -> io::Result<HashSet<u16>> {
+        let mut ports = HashSet::new();
+        for socket in diag::listeners(&self.netns)? {
+            if self.unit_of(&socket)?.is_some() {
+                ports.insert(socket.local.port());
+            }
+        }
+        Ok(ports)
+    }
+
+    /// The enrolled unit that a socket was made in.
+    fn unit_of(&self, socket: &DiagSocket) -> io::Result<Option<WorkloadUid>> {
+        let Some(id) = socket.cgroup else { return Ok(None) };
+        let mut units = self.units.lock();
+        if let Some(unit) = units.known.get(&id) {
+            return Ok(unit.clone());
+        }
+        // A unit may make cgroups below its own at any time.
+        let mut found = None;
+        for (uid, cgroup) in &units.enrolled {
+            match discover::ids_below(cgroup) {
+                Ok(below) if below.contains(&id) => found = Some(uid.clone()),
+                // A unit that has ended has no socket left.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        if units.known.len() >= MOST_KNOWN {
+            units.known.clear();
+        }
+        units.known.insert(id, found.clone());
+        Ok(found)
+    }
+}
