@@ -32,7 +32,7 @@ fn check(pod: &Pod, arguments: &[&str], dialled: &str, at: &str) -> Result<()> {
     Ok(())
 }
 
-fn unmapped(address: &str) -> String {
+pub(crate) fn unmapped(address: &str) -> String {
     match address.strip_prefix("[::ffff:") {
         Some(rest) => rest.replace(']', ""),
         None => address.to_owned(),

@@ -30,3 +30,5 @@ mod shop;
 mod stranger;
 mod transport;
 mod udp;
+mod unit_life;
+mod units;

@@ -37,7 +37,7 @@ fn wrk(pod: &Pod, url: &str, name: &str, more: &[&str]) -> Result<Process> {
 }
 
 /// How many connections of a ticker did not work.
-fn failed(ticker: &Process) -> usize {
+pub(crate) fn failed(ticker: &Process) -> usize {
     ticker.stdout().lines().filter(|tick| !tick.contains("\"ok\"")).count()
 }
 

@@ -107,7 +107,8 @@ pub(crate) fn is_echoed(told: &Value) -> bool {
 
 /// True when the client was told of a failure: by `connect()`, or by a reset at its next call.
 pub(crate) fn was_reset(told: &Value) -> bool {
-    told["connect"] == "refused"
+    // As soon as it was connected: before `connect()` has returned.
+    ["refused", "reset"].contains(&text(&told["connect"]))
         || told["end"] == "reset"
         || (told["end"] == "eof" && ["reset", "broken-pipe"].contains(&text(&told["send"])))
 }

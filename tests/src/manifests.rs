@@ -84,14 +84,7 @@ impl Manifests {
     /// [`Manifests::pod`] with further labels.
     pub fn pod_with(&self, pod: &Pod, labels: &[(&str, &str)]) -> Result<()> {
         let PodSpec { namespace, name, service_account, .. } = &pod.spec;
-        self.put(&json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": { "namespace": namespace, "name": service_account },
-        }))?;
-        let mut all = json!({ "app": name });
-        for (key, value) in &pod.spec.labels {
-            all[key.as_str()] = json!(value);
-        }
+        let mut all = self.account_and_labels(&pod.spec)?;
         for (key, value) in labels {
             all[*key] = json!(value);
         }
@@ -106,6 +99,30 @@ impl Manifests {
                 "conditions": [{ "type": "Ready", "status": "True" }],
             },
         }))
+    }
+
+    /// A systemd unit of a plain host and its service account.
+    pub fn unit(&self, unit: &Pod) -> Result<()> {
+        let PodSpec { namespace, name, service_account, .. } = &unit.spec;
+        let labels = self.account_and_labels(&unit.spec)?;
+        self.put(&json!({
+            "apiVersion": "ferromesh.io/v1alpha1", "kind": "WorkloadEntry",
+            "metadata": { "namespace": namespace, "name": name, "labels": labels },
+            "spec": { "node": unit.node, "unit": format!("{name}.service"), "serviceAccount": service_account },
+        }))
+    }
+
+    /// Writes the service account; the labels come back.
+    fn account_and_labels(&self, spec: &PodSpec) -> Result<Value> {
+        self.put(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": { "namespace": spec.namespace, "name": spec.service_account },
+        }))?;
+        let mut labels = json!({ "app": spec.name });
+        for (key, value) in &spec.labels {
+            labels[key.as_str()] = json!(value);
+        }
+        Ok(labels)
     }
 
     /// A Service of UDP ports (name, port, target port) without slices: its endpoints are the pods with `app=NAME`.

@@ -177,9 +177,6 @@ impl Mesh {
             text(token),
             "--state-dir".to_owned(),
             text(state),
-            "--pods-cgroup".to_owned(),
-            text(node.pods_cgroup()),
-            format!("--kubelet-cgroup={}", node.kubelet_cgroup().display()),
             "--pin-dir".to_owned(),
             text(node.pins.clone()),
             "--admin-socket".to_owned(),
@@ -194,17 +191,32 @@ impl Mesh {
             format!("--unclassified={}", self.options.unclassified),
         ];
         let more = self.options.agent_arguments.iter().copied();
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more).collect();
+        let cgroups = self.served_cgroups(&node);
+        let arguments: Vec<&str> = arguments.iter().chain(&cgroups).map(String::as_str).chain(more).collect();
         let name = format!("agent-{}-{}", node.name, self.starts);
         let program = self.agent_program.clone().map_or_else(|| binary("mesh-agent"), Ok)?;
         let mut place = node.place();
         if self.options.agents_as_pods {
             place.cgroup = node.agent_cgroup(self.starts);
-            fs::create_dir_all(&place.cgroup)?;
+        } else if number <= self.options.hosts {
+            // Beside the units, as systemd starts it.
+            place.cgroup = node.units_cgroup().join("ferromesh-agent.service");
         }
+        fs::create_dir_all(&place.cgroup)?;
         let process = Process::start(&place, &name, &program, &arguments)?;
         self.agents[usize::from(number) - 1] = Some(process);
         Ok(())
+    }
+
+    /// Whom a node's agent is to serve: a host's units, or pods.
+    fn served_cgroups(&self, node: &Node) -> Vec<String> {
+        if node.number <= self.options.hosts {
+            return vec![format!("--units-cgroup={}", node.units_cgroup().display())];
+        }
+        vec![
+            format!("--pods-cgroup={}", node.pods_cgroup().display()),
+            format!("--kubelet-cgroup={}", node.kubelet_cgroup().display()),
+        ]
     }
 
     /// Starts a node's agent beside the running one, and waits until it has taken over. The old one goes out; it drains.
@@ -303,6 +315,13 @@ impl Mesh {
         let pod = self.world.pod(spec)?;
         self.manifests.pod(&pod)?;
         Ok(pod)
+    }
+
+    /// Makes a systemd unit on a plain host (`Options::hosts`) and its manifests.
+    pub fn unit(&self, namespace: &str, name: &str, node: u8) -> Result<Pod> {
+        let unit = self.world.unit(&PodSpec::new(namespace, name, node))?;
+        self.manifests.unit(&unit)?;
+        Ok(unit)
     }
 
     /// A service with one port in front of pods, on `vips` (none: headless).

@@ -18,7 +18,7 @@ impl Mesh {
         for pod in pods {
             self.in_force(&format!("{} to be enrolled", pod.name()), || {
                 // Cheaper than asking the agent, which cannot serve the pod before.
-                ensure!(pod.listens(15001), "nothing listens on 15001 in the pod");
+                ensure!(pod.listens(15006), "nothing listens on 15006 where the pod is");
                 let status = self.meshctl(pod.spec.node, &["-o", "json", "status"])?;
                 let status: Value = serde_json::from_str(&status.stdout)?;
                 let reported = status["agent"]["pods"].as_array().into_iter().flatten();

@@ -27,6 +27,8 @@ pub struct Options {
     pub kubelets: bool,
     /// How the nodes' kubelets name cgroups; those that are left out as the last one.
     pub drivers: Vec<Driver>,
+    /// So many of the nodes, the first ones, are plain hosts: their agent is told of units instead of pods.
+    pub hosts: u8,
     /// So many of the nodes, the last ones, are not started until [`Mesh::start_kubelet`](crate::mesh::Mesh::start_kubelet) and its agent's start.
     pub late_nodes: u8,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             kube: false,
             kubelets: false,
             drivers: vec![Driver::Systemd, Driver::Cgroupfs],
+            hosts: 0,
             late_nodes: 0,
         }
     }

@@ -54,7 +54,7 @@ pub struct Node {
     pub number: u8,
     /// Its network namespace.
     pub netns: String,
-    /// Its cgroup; the pods' root and `system` lie below.
+    /// Its cgroup; the pods' root, the units' and `system` lie below.
     pub cgroup: PathBuf,
     /// The cgroup below which its pods are.
     pub pods: PathBuf,
@@ -72,6 +72,11 @@ impl Node {
     /// The cgroup below which this node's pods are.
     pub fn pods_cgroup(&self) -> PathBuf {
         self.pods.clone()
+    }
+
+    /// The cgroup below which this node's systemd units are, when it is a plain host.
+    pub fn units_cgroup(&self) -> PathBuf {
+        self.cgroup.join("system.slice")
     }
 
     /// Where the agent of a start is, when agents are pods.
@@ -159,6 +164,7 @@ impl World {
         fs::create_dir_all(cgroup.join("pods"))?;
         fs::create_dir_all(cgroup.join("system"))?;
         fs::create_dir_all(cgroup.join("kubelet.service"))?;
+        fs::create_dir_all(cgroup.join("system.slice"))?;
         netns::add(&ns)?;
         netns::sysctl(&ns, &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
         let (wire, v4) = (&self.wire, node_v4(number));
@@ -171,7 +177,7 @@ impl World {
         )?;
         let mut lines = vec![
             format!("addr add {v4}/24 dev eth0"),
-            format!("addr add fd77::{number}/64 dev eth0 nodad"),
+            format!("addr add {}/64 dev eth0 nodad", node_v6(number)),
             "link set eth0 up".to_owned(),
         ];
         lines.extend(routes(number));
@@ -226,6 +232,21 @@ impl World {
         self.make_pod(spec, Some(uid))
     }
 
+    /// Makes a systemd unit: its programs run in the node's own namespace, in a cgroup below `system.slice`.
+    pub fn unit(&self, spec: &PodSpec) -> Result<Pod> {
+        let (node, unit) = (self.node(spec.node), format!("{}.service", spec.name));
+        let cgroup = node.units_cgroup().join(&unit);
+        Pod::on_host(node, spec, format!("{}/{unit}", node.name), cgroup)
+    }
+
+    /// Somebody who has logged in to a node: programs in its own namespace, in no unit's cgroup, nor in the agent's.
+    pub fn login(&self, node: u8, name: &str) -> Result<Pod> {
+        let node = self.node(node);
+        let (spec, cgroup) =
+            (PodSpec::new(&node.name, name, node.number), node.cgroup.join("user.slice").join(name));
+        Pod::on_host(node, &spec, format!("{}/{name}", node.name), cgroup)
+    }
+
     fn make_pod(&self, spec: &PodSpec, uid: Option<&str>) -> Result<Pod> {
         let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let (pod, pause) = pod::make(self, spec, number, uid)?;
@@ -274,11 +295,15 @@ fn node_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, number)
 }
 
+fn node_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into())
+}
+
 fn routes(own: u8) -> Vec<String> {
     let mut routes = Vec::new();
     for number in (1..=MOST_NODES).filter(|number| *number != own) {
         routes.extend(routes_to(number));
-        routes.push(format!("route add fd88:{number}::/64 via fd77::{number}"));
+        routes.push(format!("route add fd88:{number}::/64 via {}", node_v6(number)));
     }
     routes
 }

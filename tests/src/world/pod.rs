@@ -39,7 +39,7 @@ impl PodSpec {
     }
 }
 
-/// A pod that runs.
+/// A pod that runs; or a unit of a plain host, which shares the namespace and the addresses with the host's others.
 #[derive(Clone, Debug)]
 pub struct Pod {
     /// What it was made from.
@@ -130,6 +130,15 @@ impl Pod {
         let place = Place { netns: ns, cgroup: frame.cgroup, logs: node.logs.clone() };
         let runs = Arc::new(AtomicU32::new(0));
         Ok(Self { spec: spec.clone(), uid: frame.uid, node: node.name.clone(), v4, v6, place, runs })
+    }
+
+    /// Programs of a plain host, known by this cgroup alone: namespace and addresses are the node's.
+    pub(super) fn on_host(node: &Node, spec: &PodSpec, uid: String, cgroup: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+        let (v4, v6) = (node.v4, super::node_v6(node.number));
+        let place = Place { cgroup, ..node.place() };
+        let runs = Arc::new(AtomicU32::new(0));
+        Ok(Self { spec: spec.clone(), uid, node: node.name.clone(), v4, v6, place, runs })
     }
 
     /// Where its programs run.
