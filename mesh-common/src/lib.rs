@@ -49,6 +49,8 @@ pub const MAX_UDP_DENIED: u32 = 131_072;
 pub const HELD_EVENT_BYTES: u32 = 1 << 20;
 /// The most ports that applications of a node's pods listen on and the kernel knows of.
 pub const MAX_LISTENING: u32 = 65_536;
+/// The most addresses and ports that enrolled units of a host listen on.
+pub const MAX_STEERED: u32 = 16_384;
 /// Slots of `REASONS`: more than there are reasons, so that a newer agent can adopt the map of an older one.
 pub const MAX_REASONS: u32 = 256;
 /// How many levels below the pods' cgroup root a pod's cgroup may be.
@@ -129,7 +131,7 @@ pub const POD_JOINED: u32 = 16;
 
 /// Flag of [`Pod`]: its network namespace is not its own alone (a systemd unit on its host's). Nothing of it passes for being
 /// loopback: only what the agent dials with a record in `CLIENTS` reaches it. The cgroup that all of them are below has an
-/// entry with this flag too; its ports are those in `SEEDED`.
+/// entry with this flag too; what is steered there is in `STEERED`.
 pub const POD_SHARED: u32 = 32;
 
 /// An agent without a sign of life for so many seconds is away: what stays closed for it is counted.
@@ -244,6 +246,20 @@ pub struct PortKey {
     pub pad: [u16; 3],
 }
 
+/// Key of `STEERED`: where an enrolled unit of a host listens. All zero (IPv4: v4-mapped) is any address of the family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SteeredKey {
+    /// Cookie of the host's network namespace.
+    pub netns_cookie: u64,
+    /// The address.
+    pub addr: Addr,
+    /// The port, host order.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+
 /// Value of the `SOCKETS` socket storage: what a redirected or accepted socket shows instead of its real peer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -303,6 +319,7 @@ mod tests {
         assert_eq!(size_of::<HeldEvent>(), size_of::<OrigKey>() + 2 * u32s);
         assert_eq!(size_of::<PortKey>(), u64s + 4 * u16s);
         assert_eq!(size_of::<UdpKey>(), u64s + addr + 4 * u16s);
+        assert_eq!(size_of::<SteeredKey>(), u64s + addr + 4 * u16s);
         assert_eq!(size_of::<Socket>(), size_of::<Endpoint>() + u32s + size_of::<OrigKey>() + addr,);
     }
 
@@ -314,6 +331,7 @@ mod tests {
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (20, 2));
         assert_eq!((size_of::<PortKey>(), align_of::<PortKey>()), (16, 8));
         assert_eq!((size_of::<UdpKey>(), align_of::<UdpKey>()), (32, 8));
+        assert_eq!((size_of::<SteeredKey>(), align_of::<SteeredKey>()), (32, 8));
         assert_eq!((size_of::<Socket>(), align_of::<Socket>()), (72, 8));
         assert_eq!((size_of::<Held>(), align_of::<Held>()), (72, 8));
         assert_eq!((size_of::<HeldEvent>(), align_of::<HeldEvent>()), (40, 8));

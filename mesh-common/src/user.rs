@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait; this is the one file that implements it")]
 
-use crate::{ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, Socket, UdpKey};
+use crate::{ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, Socket, SteeredKey, UdpKey};
 
 // SAFETY: `repr(C)`, only integers, no implicit padding (the size tests), any bit pattern is a value.
 unsafe impl aya::Pod for Pod {}
@@ -20,3 +20,5 @@ unsafe impl aya::Pod for Socket {}
 unsafe impl aya::Pod for UdpKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Held {}
+// SAFETY: as above.
+unsafe impl aya::Pod for SteeredKey {}

@@ -7,8 +7,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
     ClientKey, Endpoint, HELD_EVENT_BYTES, Held, LISTENERS_PER_POD, MAX_AGENTS, MAX_LISTENING, MAX_PENDING,
-    MAX_PODS, MAX_REASONS, MAX_UDP_DENIED, MAX_UNSERVED, OrigKey, Pod, PortKey, Reason, Socket,
-    UDP_VERSION_SLOT, UdpKey,
+    MAX_PODS, MAX_REASONS, MAX_STEERED, MAX_UDP_DENIED, MAX_UNSERVED, OrigKey, Pod, PortKey, Reason, Socket,
+    SteeredKey, UDP_VERSION_SLOT, UdpKey,
 };
 
 /// Cgroup id -> pod. Written by the agent.
@@ -64,6 +64,10 @@ pub static LISTENING: HashMap<PortKey, u64> = HashMap::pinned(MAX_LISTENING, BPF
 /// Ports that applications listen on and `LISTENING` lacks (the value means nothing). Written by the agent.
 #[map]
 pub static SEEDED: HashMap<PortKey, u8> = HashMap::pinned(MAX_LISTENING, BPF_F_NO_PREALLOC);
+
+/// Where enrolled units of a host listen (the value means nothing). Written by the agent.
+#[map]
+pub static STEERED: HashMap<SteeredKey, u8> = HashMap::pinned(MAX_STEERED, BPF_F_NO_PREALLOC);
 
 /// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
 #[map]

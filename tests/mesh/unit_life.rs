@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::apps::peer_server;
+use mesh_tests::apps::{listening, peer_server};
 use mesh_tests::capture::Capture;
 use mesh_tests::manifests::from_account;
 use mesh_tests::mesh::{Mesh, Options};
@@ -238,5 +238,46 @@ fn a_port_that_passes_to_another_unit_while_it_is_dialled_gets_nothing_of_the_co
             "asked for db, allowed for db, and answered by web: {told}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn a_port_on_one_address_is_not_the_port_on_another() -> Result<()> {
+    let mut host = Host::open("STRICT")?;
+    let mesh = &host.mesh;
+    let (sshd, far) = (mesh.world.unit(&PodSpec::new("n1", "sshd", 1))?, mesh.world.login(2, "far")?);
+    let serve = |unit: &Pod, at: &str| -> Result<Process> {
+        let server = unit.spawn_peer(&["banner", "--listen", at, "--text", &unit.spec.name])?;
+        listening(unit, HANDED, &server)?;
+        Ok(server)
+    };
+    let says = |from: &Pod, to: &str| -> Result<String> { Ok(text(&ask(from, to)?["received"]).to_owned()) };
+    // One of a unit's, beside one of nobody's.
+    let (home, out) = (format!("127.0.0.1:{HANDED}"), sshd.at(HANDED));
+    let servers = [serve(&host.db, &home)?, serve(&sshd, &out)?];
+    host.until(&host.api, &home, true)?;
+    ensure!(says(&host.api, &home)? == "db" && says(&host.api, &out)? == "sshd");
+    for from in [&host.login, &far] {
+        ensure!(says(from, &out)? == "sshd", "{}", from.name());
+    }
+    ensure!(says(&host.login, &home)?.is_empty(), "strict let a stranger in");
+    drop(servers);
+    // Two units, each on every address of one family.
+    netns::sysctl(host.db.netns(), &[("net/ipv6/bindv6only", "1")])?;
+    let _servers =
+        [serve(&host.db, &format!("0.0.0.0:{HANDED}"))?, serve(&host.web, &format!("[::]:{HANDED}"))?];
+    let (v4, v6) = (host.db.at(HANDED), host.db.at6(HANDED));
+    for (to, unit) in
+        [(&home, &host.db), (&v4, &host.db), (&format!("[::1]:{HANDED}"), &host.web), (&v6, &host.web)]
+    {
+        let told = host.until(&host.api, to, true)?;
+        ensure!(told["received"] == unit.spec.name, "{to}: {told}");
+        host.recorded(&told, &host.api, unit)?;
+    }
+    host.mesh.kill_agent(1);
+    ensure!(
+        says(&host.login, &v4)?.is_empty() && says(&host.login, &v6)?.is_empty(),
+        "open with a dead agent"
+    );
     Ok(())
 }

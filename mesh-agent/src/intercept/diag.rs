@@ -20,6 +20,7 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 const ENOENT: i32 = 2;
 
@@ -43,6 +44,8 @@ pub(super) struct DiagSocket {
     pub(super) remote: SocketAddr,
     /// The cgroup that it was made in; of an accepted one, its listener's.
     pub(super) cgroup: Option<u64>,
+    /// Of one that listens on every IPv6 address: not on IPv4 ones as well (`IPV6_V6ONLY`).
+    pub(super) v6only: bool,
     /// Names the socket for as long as it lives, and no other.
     pub(super) cookie: u64,
     /// Whether its `connect()` has not been answered yet (SYN_SENT).
@@ -183,10 +186,12 @@ pub(super) fn parse(body: &[u8]) -> Option<DiagSocket> {
             _ => Ipv6Addr::from(octets).to_canonical(),
         }
     };
+    let attributes = body.get(MESSAGE..)?;
     Some(DiagSocket {
         local: SocketAddr::new(address(4), port(0)),
         remote: SocketAddr::new(address(20), port(2)),
-        cgroup: cgroup(body.get(MESSAGE..)?),
+        cgroup: cgroup(attributes),
+        v6only: attribute(attributes, INET_DIAG_SKV6ONLY).is_some_and(|value| value == [1]),
         cookie: u64::from(u32_at(&id, 40)) | u64::from(u32_at(&id, 44)) << 32,
         connecting: state == SYN_SENT,
         family,
@@ -194,12 +199,16 @@ pub(super) fn parse(body: &[u8]) -> Option<DiagSocket> {
     })
 }
 
-fn cgroup(mut attributes: &[u8]) -> Option<u64> {
+fn cgroup(attributes: &[u8]) -> Option<u64> {
+    Some(u64::from_ne_bytes(attribute(attributes, INET_DIAG_CGROUP_ID)?.try_into().ok()?))
+}
+
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let length = usize::from(u16_at(attributes, 0));
         let value = attributes.get(4..length)?;
-        if u16_at(attributes, 2) == INET_DIAG_CGROUP_ID {
-            return Some(u64::from_ne_bytes(value.try_into().ok()?));
+        if u16_at(attributes, 2) == kind {
+            return Some(value);
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }

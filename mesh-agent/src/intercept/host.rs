@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,21 +87,19 @@ impl Host {
 
     /// Who listens where a connection to `at` would arrive.
     pub fn owner(&self, at: SocketAddr) -> io::Result<Owner> {
-        let listening = diag::listeners(&self.netns)?;
-        let on_port = |socket: &&DiagSocket| socket.local.port() == at.port();
-        let of = |address: fn(&DiagSocket, IpAddr) -> bool| {
-            let fits = |socket: &&DiagSocket| on_port(socket) && address(socket, at.ip().to_canonical());
-            listening
-                .iter()
-                .filter(fits)
-                .map(|socket| self.unit_of(socket))
-                .collect::<io::Result<HashSet<_>>>()
+        let (port, at) = (at.port(), at.ip().to_canonical());
+        let mut listening = diag::listeners(&self.netns)?;
+        listening.retain(|socket| socket.local.port() == port);
+        // As the kernel prefers them: of the very address, of any of the family, of any at all.
+        let rank = |socket: &DiagSocket| match socket.local.ip() {
+            own if own == at => Some(0),
+            own if own.is_unspecified() && own.is_ipv4() == at.is_ipv4() => Some(1),
+            _ if is_for_both(socket) => Some(2),
+            _ => None,
         };
-        // The kernel prefers a listener of the very address to one of any.
-        let mut owners = of(|socket, at| socket.local.ip() == at)?;
-        if owners.is_empty() {
-            owners = of(|socket, _| socket.local.ip().is_unspecified())?;
-        }
+        let best = listening.iter().filter_map(rank).min();
+        let first = listening.iter().filter(|socket| best.is_some() && rank(socket) == best);
+        let owners = first.map(|socket| self.unit_of(socket)).collect::<io::Result<HashSet<_>>>()?;
         let mut owners = owners.into_iter();
         Ok(match (owners.next(), owners.next()) {
             (None, _) => Owner::Nobody,
@@ -123,15 +121,18 @@ impl Host {
         Err(io::Error::other("nobody has the other end of what was dialled"))
     }
 
-    /// The ports that enrolled units listen on.
-    pub(super) fn ports(&self) -> io::Result<HashSet<u16>> {
-        let mut ports = HashSet::new();
+    /// Where enrolled units listen.
+    pub(super) fn listens(&self) -> io::Result<HashSet<SocketAddr>> {
+        let mut found = HashSet::new();
         for socket in diag::listeners(&self.netns)? {
             if self.unit_of(&socket)?.is_some() {
-                ports.insert(socket.local.port());
+                found.insert(socket.local);
+                if is_for_both(&socket) {
+                    found.insert(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.local.port()));
+                }
             }
         }
-        Ok(ports)
+        Ok(found)
     }
 
     /// The enrolled unit that a socket was made in.
@@ -157,4 +158,9 @@ impl Host {
         units.known.insert(id, found.clone());
         Ok(found)
     }
+}
+
+/// Whether a socket listens on every address of both families.
+fn is_for_both(socket: &DiagSocket) -> bool {
+    socket.local.ip().is_unspecified() && socket.local.is_ipv6() && !socket.v6only
 }

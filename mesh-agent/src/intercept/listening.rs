@@ -91,29 +91,7 @@ impl Listening {
         let wanted: HashSet<u16> =
             listening.into_iter().filter(|port| !own.contains(port) && !is_counted(*port)).collect();
         drop(counted);
-        self.bring(maps, netns.cookie, wanted)
-    }
-
-    /// Brings the entries of a host in step with the ports of its enrolled units; of them alone.
-    pub(super) fn on_host(&mut self, maps: &Maps, netns_cookie: u64, ports: HashSet<u16>) -> io::Result<()> {
-        self.bring(maps, netns_cookie, ports)
-    }
-
-    /// Adds ports of a host's units; none is taken away.
-    pub(super) fn add_on_host(
-        &mut self,
-        maps: &Maps,
-        netns_cookie: u64,
-        ports: &HashSet<u16>,
-    ) -> io::Result<()> {
-        let held = self.seeded.get(&netns_cookie).into_iter().flatten();
-        let all = held.chain(ports).copied().collect();
-        self.bring(maps, netns_cookie, all)
-    }
-
-    fn bring(&mut self, maps: &Maps, netns_cookie: u64, wanted: HashSet<u16>) -> io::Result<()> {
-        let key = |port: u16| PortKey { netns_cookie, port, pad: [0; 3] };
-        let held = self.seeded.entry(netns_cookie).or_default();
+        let held = self.seeded.entry(netns.cookie).or_default();
         let mut seeded = maps.seeded.lock();
         for port in wanted.difference(held) {
             seeded.insert(key(*port), 0, 0).map_err(io::Error::other)?;

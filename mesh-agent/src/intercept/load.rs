@@ -111,8 +111,7 @@ impl Interceptor {
             .override_global(GLOBAL_HAS_SKB_NETNS, &u32::from(probe::has_skb_netns()), true)
             .override_global(GLOBAL_HAS_MPTCP, &u32::from(probe::has_mptcp()), true)
             .load(CGROUP_OBJECT)?;
-        let listeners = taken(&mut lookup_object(&config.pin_dir, 0, 0)?, "LISTENERS")?;
-        let maps = Maps::take(&mut object, listeners)?;
+        let maps = Maps::take(&mut object, &mut lookup_object(&config.pin_dir, 0, 0)?)?;
         if let Some(cgroup) = agent_cgroup {
             maps.agents.lock().insert(cgroup, 0, 0)?;
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
-use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, REASONS, UdpKey};
+use mesh_common::{Addr, ClientKey, Endpoint, Held, OrigKey, Pod, PortKey, REASONS, SteeredKey, UdpKey};
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
@@ -25,6 +25,7 @@ pub(super) struct Maps {
     pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
     pub(super) listening: Mutex<HashMap<MapData, PortKey, u64>>,
     pub(super) seeded: Mutex<HashMap<MapData, PortKey, u8>>,
+    pub(super) steered: Mutex<HashMap<MapData, SteeredKey, u8>>,
     pub(super) udp_tables: Mutex<Array<MapData, u64>>,
     pub(super) udp_denied: Mutex<HashMap<MapData, UdpKey, u8>>,
     listeners: Mutex<SockMap<MapData>>,
@@ -41,8 +42,9 @@ impl std::fmt::Debug for Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of an object that was loaded with them pinned.
-    pub(super) fn take(object: &mut Ebpf, listeners: Map) -> Result<Self, InterceptError> {
+    /// Takes the maps out of the two objects, which were loaded with them pinned.
+    pub(super) fn take(object: &mut Ebpf, lookup: &mut Ebpf) -> Result<Self, InterceptError> {
+        let listeners = taken(lookup, "LISTENERS")?;
         let listeners_id = match &listeners {
             Map::SockMap(data) => data.info()?.id(),
             _ => return Err(InterceptError::OtherLayout("LISTENERS".to_owned())),
@@ -57,6 +59,7 @@ impl Maps {
             agents: Mutex::new(taken(object, "AGENTS")?.try_into()?),
             listening: Mutex::new(taken(object, "LISTENING")?.try_into()?),
             seeded: Mutex::new(taken(object, "SEEDED")?.try_into()?),
+            steered: Mutex::new(taken(lookup, "STEERED")?.try_into()?),
             udp_tables: Mutex::new(taken(object, "UDP_TABLES")?.try_into()?),
             udp_denied: Mutex::new(taken(object, "UDP_DENIED")?.try_into()?),
             listeners: Mutex::new(listeners.try_into()?),

@@ -34,6 +34,7 @@ mod probe;
 mod problem;
 mod ring;
 mod running;
+mod steered;
 mod sweep;
 mod sync;
 mod udp;

@@ -45,6 +45,7 @@ use super::older::OlderSockets;
 use super::pod::{PodEvent, PodListeners, PodNet};
 use super::problem::{EnrolError, PodProblem};
 use super::running::{Holder, Running};
+use super::steered::Steered;
 use super::sweep::{self, Sweeper};
 use super::udp::Udp;
 use super::unserved::Unserved;
@@ -110,6 +111,7 @@ impl Interceptor {
             holder: holder.clone(),
             classifies: false,
             listening: Listening::adopt(&self.maps),
+            steered: Steered::adopt(&self.maps),
             udp: Udp::adopt(&self.maps, snapshots.load_full()),
         };
         let older = self.older.start(&snapshots, &stop)?;
@@ -175,6 +177,7 @@ struct Sync {
     /// Every cgroup of this node has been looked at once.
     classifies: bool,
     listening: Listening,
+    steered: Steered,
     udp: Udp,
 }
 
@@ -242,11 +245,10 @@ impl Sync {
         self.release_orphans(&local, &scanned);
         self.note_node_network(&scanned);
         self.inherited.retain(|uid| local.get(uid).is_some_and(|workload| workload.enrolled));
-        let mut others: HashSet<u64> = self.orphans.values().map(|pod| pod.netns_cookie).collect();
-        others.extend(self.host.as_ref().filter(|_| self.open.is_some()).map(|host| host.netns.cookie));
+        let orphans = self.orphans.values().map(|pod| pod.netns_cookie).collect();
         let own = self.pods.values().filter(|pod| pod.on_host.is_none());
         let namespaces = own.filter_map(|pod| pod.netns.as_ref()).cloned().collect();
-        self.listening.look_again(&self.maps, namespaces, others);
+        self.listening.look_again(&self.maps, namespaces, orphans);
         problems.extend(self.udp.problems());
         self.publish(problems);
         self.release(&local, &scanned);

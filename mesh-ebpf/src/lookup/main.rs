@@ -15,11 +15,11 @@ use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{
-    LISTENERS_PER_POD, ListenerSlot, POD_PORTS_KNOWN, POD_SHARED, PORT_MTLS, Pod, PortKey, Reason,
+    LISTENERS_PER_POD, ListenerSlot, POD_PORTS_KNOWN, POD_SHARED, PORT_MTLS, Pod, PortKey, Reason, SteeredKey,
 };
-use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, equal, mapped, read_words};
+use mesh_ebpf::address::{AF_INET, IPPROTO_TCP, LOOPBACK6, Words, equal, mapped, read_words, to_addr};
 use mesh_ebpf::heartbeat::{self, Agent};
-use mesh_ebpf::maps::{LISTENERS, LISTENING, PODS, SEEDED};
+use mesh_ebpf::maps::{LISTENERS, LISTENING, PODS, SEEDED, STEERED};
 use mesh_ebpf::{count, dialled};
 
 /// The pod's index: names its slots in `LISTENERS`.
@@ -81,22 +81,29 @@ fn decide(ctx: &SkLookupContext) -> (u32, Reason) {
 /// Why a SYN on a host's network is left alone, if it is.
 #[inline(always)]
 fn decide_on_host(lookup: &bpf_sk_lookup, host: &Pod, (v4, port): (bool, u16)) -> Option<Reason> {
-    let from = if v4 {
-        mapped(lookup.remote_ip4)
+    let (from, to) = if v4 {
+        (mapped(lookup.remote_ip4), mapped(lookup.local_ip4))
     } else {
-        // SAFETY: sk_lookup may read this field.
-        unsafe { read_words(&raw const lookup.remote_ip6) }
+        // SAFETY: sk_lookup may read these fields.
+        unsafe { (read_words(&raw const lookup.remote_ip6), read_words(&raw const lookup.local_ip6)) }
     };
     // SAFETY: as above.
     let from_port = u16::from_be(unsafe { (&raw const lookup.remote_port).read_volatile() });
-    let key = PortKey { netns_cookie: host.netns_cookie, port, pad: [0; 3] };
-    if SEEDED.get_ptr(&key).is_none() {
+    let any = if v4 { mapped(0) } else { [0; 4] };
+    if !is_steered(host, to, port) && !is_steered(host, any, port) {
         Some(Reason::LookupNotEnrolled)
     } else if dialled::by_agent(host.netns_cookie, from, from_port) {
         Some(Reason::LookupDialled)
     } else {
         None
     }
+}
+
+/// Whether an enrolled unit listens there.
+#[inline(always)]
+fn is_steered(host: &Pod, address: Words, port: u16) -> bool {
+    let key = SteeredKey { netns_cookie: host.netns_cookie, addr: to_addr(address), port, pad: [0; 3] };
+    STEERED.get_ptr(&key).is_some()
 }
 
 /// The slot of the listener for plaintext.

@@ -66,8 +66,8 @@ impl Sync {
     ) -> Result<(), EnrolError> {
         self.open_host(host)?;
         host.enter(&workload.uid, &pod.cgroup);
-        let ports = host.ports().map_err(Refusal::Io)?;
-        self.listening.add_on_host(&self.maps, host.netns.cookie, &ports).map_err(Refusal::Io)?;
+        let listens = host.listens().map_err(Refusal::Io)?;
+        self.steered.follow_also(&self.maps, host.netns.cookie, &listens).map_err(Refusal::Io)?;
         let net = PodNet::on_host(workload.uid.clone(), Arc::clone(host), Arc::clone(&self.maps));
         let held = self.hub.serve_beside_others(&host.netns, pod.cgroup.id);
         let listeners = super::PodListeners { held: Some(held), ..super::PodListeners::default() };
@@ -115,13 +115,9 @@ impl Sync {
         let Some(host) = self.host.clone().filter(|host| self.open.is_some() || !host.is_empty()) else {
             return;
         };
-        match host.ports() {
-            Ok(ports) => {
-                if let Err(error) = self.listening.on_host(&self.maps, host.netns.cookie, ports) {
-                    tracing::warn!(%error, "the kernel was not told of the ports that the host's units listen on");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "looking at the ports that the host's units listen on"),
+        let told = host.listens().and_then(|at| self.steered.follow(&self.maps, host.netns.cookie, &at));
+        if let Err(error) = told {
+            tracing::warn!(%error, "the kernel was not told where the host's units listen");
         }
         if !host.is_empty() {
             return;
