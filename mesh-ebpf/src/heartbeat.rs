@@ -22,12 +22,18 @@ pub enum Agent {
 /// The agent, as far as `pod` is concerned.
 #[inline(always)]
 pub fn agent(pod: &Pod) -> Agent {
+    silent_for(pod.lost_after)
+}
+
+/// The agent, as far as whoever waits `lost_after` seconds for it is concerned (0: for ever).
+#[inline(always)]
+pub fn silent_for(lost_after: u32) -> Agent {
     let Some(beat) = HEARTBEAT.get_ptr(0) else { return Agent::Away };
     // SAFETY: the slot lives as long as the map; the kernel writes a value of eight bytes at once.
     let beat = unsafe { beat.read_volatile() };
     // SAFETY: the helper has no preconditions.
     let silent = unsafe { bpf_ktime_get_ns() }.saturating_sub(beat);
-    if pod.lost_after != 0 && silent > pod.lost_after as u64 * SECOND {
+    if lost_after != 0 && silent > lost_after as u64 * SECOND {
         Agent::Lost
     } else if silent > AGENT_AWAY as u64 * SECOND {
         Agent::Away

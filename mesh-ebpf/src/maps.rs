@@ -65,9 +65,10 @@ pub static LISTENING: HashMap<PortKey, u64> = HashMap::pinned(MAX_LISTENING, BPF
 #[map]
 pub static SEEDED: HashMap<PortKey, u8> = HashMap::pinned(MAX_LISTENING, BPF_F_NO_PREALLOC);
 
-/// Where enrolled units of a host listen (the value means nothing). Written by the agent.
+/// Where enrolled units of a host listen, and how many seconds their owner would wait for a lost agent (0: for ever). Written by the
+/// agent.
 #[map]
-pub static STEERED: HashMap<SteeredKey, u8> = HashMap::pinned(MAX_STEERED, BPF_F_NO_PREALLOC);
+pub static STEERED: HashMap<SteeredKey, u32> = HashMap::pinned(MAX_STEERED, BPF_F_NO_PREALLOC);
 
 /// The agent's inbound listeners, `LISTENERS_PER_POD` slots a pod.
 #[map]

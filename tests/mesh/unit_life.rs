@@ -281,3 +281,47 @@ fn a_port_on_one_address_is_not_the_port_on_another() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_lost_agent_opens_only_the_units_whose_owner_chose_it() -> Result<()> {
+    let mut host = Host::open("PERMISSIVE")?;
+    let mesh = &host.mesh;
+    mesh.manifests.namespace("vault", true)?;
+    let (safe, far) = (mesh.unit("vault", "safe", 1)?, mesh.world.login(2, "far")?);
+    let _servers = [peer_server(&safe, "names", HANDED, &[])?, peer_server(&far, "names", NAMES, &[])?];
+    let (patience, strict) = (json!({ "agentLostAfter": "3s" }), json!({ "mode": "STRICT" }));
+    mesh.manifests.mesh_config("shop", patience)?;
+    mesh.manifests.mesh_config("vault", json!({ "agentLostAfter": "3s", "mtls": strict }))?;
+    mesh.enrolled(&[&safe])?;
+    mesh.in_force("the choice to be known", || {
+        let dump = mesh.meshctl(1, &["-o", "json", "dump"])?.json()?;
+        ensure!(dump.to_string().matches("\"opens_after_seconds\":3").count() == 3, "{dump}");
+        Ok(())
+    })?;
+    // The kernel is told right after.
+    std::thread::sleep(Duration::from_secs(1));
+    host.mesh.kill_agent(1);
+    for from in [&host.login, &far] {
+        let told = from.peer(&["talk", "--to", &host.db.at(NAMES), "--half-close", "--timeout-ms", "500"])?;
+        ensure!(came_to_nothing(&told), "{told}");
+    }
+    std::thread::sleep(Duration::from_secs(6));
+    for to in ways(&host.db, NAMES) {
+        for from in [&host.login, &host.api] {
+            answered(&ask(from, &to)?).with_context(|| format!("{} to {to}", from.name()))?;
+        }
+    }
+    answered(&ask(&far, &host.db.at(NAMES))?)?;
+    answered(&ask(&host.api, &far.at(NAMES))?)?;
+    for from in [&host.login, &host.api, &far] {
+        let to = safe.at(HANDED);
+        let told = from.peer(&["talk", "--to", &to, "--half-close", "--timeout-ms", "500"])?;
+        ensure!(came_to_nothing(&told), "{} to a strict unit: {told}", from.name());
+    }
+    host.mesh.start_agent(1)?;
+    for to in ways(&host.db, NAMES) {
+        let told = host.until(&host.api, &to, true)?;
+        host.recorded(&told, &host.api, &host.db)?;
+    }
+    Ok(())
+}

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::diag::{self, DiagSocket};
 use super::discover::{self, PodCgroup};
+use super::steered::Listens;
 use crate::sys::NetNs;
 
 /// How often a connection that was dialled is looked for at its other end: the last segment of its handshake may be on its way.
@@ -30,10 +31,17 @@ pub struct Host {
 
 #[derive(Debug, Default)]
 struct Units {
-    enrolled: HashMap<WorkloadUid, PodCgroup>,
+    enrolled: HashMap<WorkloadUid, Unit>,
     /// Whose a cgroup is, as far as it was looked up; `None`: nobody's who is enrolled. No id is given twice, and none moves to
     /// another parent.
     known: HashMap<u64, Option<WorkloadUid>>,
+}
+
+#[derive(Debug)]
+struct Unit {
+    cgroup: PodCgroup,
+    /// For how many seconds of a lost agent it stays closed; 0: for ever.
+    lost_after: u32,
 }
 
 /// Who listens on a port.
@@ -55,11 +63,11 @@ impl Host {
     }
 
     /// What is an enrolled unit's from now on.
-    pub(super) fn enter(&self, uid: &WorkloadUid, cgroup: &PodCgroup) {
+    pub(super) fn enter(&self, uid: &WorkloadUid, cgroup: &PodCgroup, lost_after: u32) {
         let mut units = self.units.lock();
         // What was nobody's may be this unit's.
         units.known.clear();
-        units.enrolled.insert(uid.clone(), cgroup.clone());
+        units.enrolled.insert(uid.clone(), Unit { cgroup: cgroup.clone(), lost_after });
     }
 
     /// The unit is not enrolled any more.
@@ -121,15 +129,24 @@ impl Host {
         Err(io::Error::other("nobody has the other end of what was dialled"))
     }
 
+    /// Its owner would wait so long for a lost agent now.
+    pub(super) fn waits(&self, uid: &WorkloadUid, lost_after: u32) {
+        if let Some(unit) = self.units.lock().enrolled.get_mut(uid) {
+            unit.lost_after = lost_after;
+        }
+    }
+
     /// Where enrolled units listen.
-    pub(super) fn listens(&self) -> io::Result<HashSet<SocketAddr>> {
-        let mut found = HashSet::new();
+    pub(super) fn listens(&self) -> io::Result<Listens> {
+        let mut found = Listens::new();
         for socket in diag::listeners(&self.netns)? {
-            if self.unit_of(&socket)?.is_some() {
-                found.insert(socket.local);
-                if is_for_both(&socket) {
-                    found.insert(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.local.port()));
-                }
+            let Some(uid) = self.unit_of(&socket)? else { continue };
+            let lost_after = self.units.lock().enrolled.get(&uid).map_or(0, |unit| unit.lost_after);
+            let every = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.local.port());
+            for at in [Some(socket.local), is_for_both(&socket).then_some(every)].into_iter().flatten() {
+                // Of two that share it, the one that is closed for longer counts.
+                let held = found.entry(at).or_insert(lost_after);
+                *held = if lost_after == 0 || *held == 0 { 0 } else { lost_after.max(*held) };
             }
         }
         Ok(found)
@@ -144,8 +161,8 @@ impl Host {
         }
         // A unit may make cgroups below its own at any time.
         let mut found = None;
-        for (uid, cgroup) in &units.enrolled {
-            match discover::ids_below(cgroup) {
+        for (uid, unit) in &units.enrolled {
+            match discover::ids_below(&unit.cgroup) {
                 Ok(below) if below.contains(&id) => found = Some(uid.clone()),
                 // A unit that has ended has no socket left.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -25,7 +25,7 @@ pub(super) struct Maps {
     pub(super) agents: Mutex<HashMap<MapData, u64, u8>>,
     pub(super) listening: Mutex<HashMap<MapData, PortKey, u64>>,
     pub(super) seeded: Mutex<HashMap<MapData, PortKey, u8>>,
-    pub(super) steered: Mutex<HashMap<MapData, SteeredKey, u8>>,
+    pub(super) steered: Mutex<HashMap<MapData, SteeredKey, u32>>,
     pub(super) udp_tables: Mutex<Array<MapData, u64>>,
     pub(super) udp_denied: Mutex<HashMap<MapData, UdpKey, u8>>,
     listeners: Mutex<SockMap<MapData>>,

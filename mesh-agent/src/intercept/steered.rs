@@ -1,6 +1,7 @@
-//! Which addresses and ports of a host the kernel gives to the agent. In: where enrolled units listen. Out: `STEERED` entries.
+//! Which addresses and ports of a host the kernel gives to the agent. In: where enrolled units listen, and how long each would
+//! wait for a lost agent. Out: `STEERED` entries.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -8,54 +9,44 @@ use mesh_common::SteeredKey;
 
 use super::maps::{Maps, addr};
 
+/// Where units listen, and for how many seconds of a lost agent that is closed (0: for ever).
+pub(super) type Listens = HashMap<SocketAddr, u32>;
+
 /// What the kernel was told.
 #[derive(Debug)]
-pub(super) struct Steered(HashSet<(u64, SocketAddr)>);
+pub(super) struct Steered(HashMap<(u64, SocketAddr), u32>);
 
 impl Steered {
     /// Begins with what an earlier agent told it.
     pub(super) fn adopt(maps: &Maps) -> Self {
-        let keys = maps.steered.lock().keys().map_while(Result::ok).collect::<Vec<_>>();
+        let entries = maps.steered.lock().iter().filter_map(Result::ok).collect::<Vec<_>>();
         let at = |key: &SteeredKey| SocketAddr::new(Ipv6Addr::from(key.addr).to_canonical(), key.port);
-        Self(keys.iter().map(|key| (key.netns_cookie, at(key))).collect())
+        Self(entries.iter().map(|(key, lost_after)| ((key.netns_cookie, at(key)), *lost_after)).collect())
     }
 
-    /// Steers to the agent what units that `listen` are sent, in this network namespace, and nothing else.
-    pub(super) fn follow(
-        &mut self,
-        maps: &Maps,
-        netns_cookie: u64,
-        listen: &HashSet<SocketAddr>,
-    ) -> io::Result<()> {
-        let wanted: HashSet<_> = listen.iter().map(|at| (netns_cookie, *at)).collect();
-        self.add(maps, &wanted)?;
-        let gone: Vec<_> = self.0.difference(&wanted).copied().collect();
+    /// Steers to the agent what units that `listen` in this network namespace are sent, and nothing else.
+    pub(super) fn follow(&mut self, maps: &Maps, netns_cookie: u64, listen: &Listens) -> io::Result<()> {
+        self.follow_also(maps, netns_cookie, listen)?;
         let mut steered = maps.steered.lock();
-        for entry in gone {
-            // Gone already is as good.
-            let _gone = steered.remove(&key(entry));
-            self.0.remove(&entry);
-        }
+        self.0.retain(|entry, _| {
+            let stays = entry.0 == netns_cookie && listen.contains_key(&entry.1);
+            if !stays {
+                // Gone already is as good.
+                let _gone = steered.remove(&key(*entry));
+            }
+            stays
+        });
         Ok(())
     }
 
     /// Steers to the agent what units that `listen` are sent as well.
-    pub(super) fn follow_also(
-        &mut self,
-        maps: &Maps,
-        netns_cookie: u64,
-        listen: &HashSet<SocketAddr>,
-    ) -> io::Result<()> {
-        let wanted = listen.iter().map(|at| (netns_cookie, *at)).collect();
-        self.add(maps, &wanted)
-    }
-
-    fn add(&mut self, maps: &Maps, wanted: &HashSet<(u64, SocketAddr)>) -> io::Result<()> {
+    pub(super) fn follow_also(&mut self, maps: &Maps, netns_cookie: u64, listen: &Listens) -> io::Result<()> {
         let mut steered = maps.steered.lock();
-        for entry in wanted {
-            if !self.0.contains(entry) {
-                steered.insert(key(*entry), 0, 0).map_err(io::Error::other)?;
-                self.0.insert(*entry);
+        for (at, lost_after) in listen {
+            let entry = (netns_cookie, *at);
+            if self.0.get(&entry) != Some(lost_after) {
+                steered.insert(key(entry), *lost_after, 0).map_err(io::Error::other)?;
+                self.0.insert(entry, *lost_after);
             }
         }
         Ok(())

@@ -50,7 +50,7 @@ use super::sweep::{self, Sweeper};
 use super::udp::Udp;
 use super::unserved::Unserved;
 use crate::sys::NetNs;
-use entry::{entry, interface};
+use entry::{entry, interface, seconds};
 
 /// How often the pods' cgroups are looked at.
 const SCAN: Duration = Duration::from_millis(200);
@@ -272,6 +272,9 @@ impl Sync {
             if (pod.opens_after, pod.connect, pod.joined) != (workload.opens_after(), connect, joined) {
                 (pod.opens_after, pod.connect, pod.joined) = (workload.opens_after(), connect, joined);
                 self.maps.pods.lock().insert(pod.cgroup.id, entry(pod), 0)?;
+                if let Some(host) = &self.host {
+                    host.waits(&workload.uid, seconds(pod.opens_after));
+                }
             }
             return Ok(());
         }

@@ -62,6 +62,7 @@ fn decide(ctx: &SkBuffContext) -> Reason {
     if let Some(pod) = pod.filter(|pod| pod.flags & ON_HOST == ON_HOST) {
         return match () {
             () if is_dialled(ctx, pod) => Reason::IngressDialled,
+            () if heartbeat::agent(pod) == Agent::Lost => Reason::IngressAgentLost,
             () if pod.flags & POD_JOINED != 0 && !may_be_syn(ctx) => Reason::IngressBegun,
             () => Reason::IngressEnrolled,
         };

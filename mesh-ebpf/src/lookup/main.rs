@@ -90,20 +90,24 @@ fn decide_on_host(lookup: &bpf_sk_lookup, host: &Pod, (v4, port): (bool, u16)) -
     // SAFETY: as above.
     let from_port = u16::from_be(unsafe { (&raw const lookup.remote_port).read_volatile() });
     let any = if v4 { mapped(0) } else { [0; 4] };
-    if !is_steered(host, to, port) && !is_steered(host, any, port) {
-        Some(Reason::LookupNotEnrolled)
-    } else if dialled::by_agent(host.netns_cookie, from, from_port) {
+    let Some(lost_after) = steered(host, to, port).or_else(|| steered(host, any, port)) else {
+        return Some(Reason::LookupNotEnrolled);
+    };
+    if dialled::by_agent(host.netns_cookie, from, from_port) {
         Some(Reason::LookupDialled)
+    } else if heartbeat::silent_for(lost_after) == Agent::Lost {
+        Some(Reason::LookupAgentLost)
     } else {
         None
     }
 }
 
-/// Whether an enrolled unit listens there.
+/// Where an enrolled unit listens: how long its owner would wait for a lost agent.
 #[inline(always)]
-fn is_steered(host: &Pod, address: Words, port: u16) -> bool {
+fn steered(host: &Pod, address: Words, port: u16) -> Option<u32> {
     let key = SteeredKey { netns_cookie: host.netns_cookie, addr: to_addr(address), port, pad: [0; 3] };
-    STEERED.get_ptr(&key).is_some()
+    // SAFETY: the slot lives until an RCU grace period after its removal; the kernel writes a value of four bytes at once.
+    STEERED.get_ptr(&key).map(|lost_after| unsafe { lost_after.read_volatile() })
 }
 
 /// The slot of the listener for plaintext.

@@ -2,6 +2,7 @@
 
 use mesh_common::{Addr, POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, POD_SHARED, Pod};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_core::model::{ConnectMode, Workload};
 
@@ -34,13 +35,14 @@ pub(super) fn entry(pod: &Local) -> Pod {
         addr6: of_family(addresses, true),
         index: pod.index,
         flags: if pod.netns.is_some() { POD_ENROLLED | honest | ports | joined | shared } else { 0 },
-        // A host's ports stay the agent's: they are not opened one unit at a time.
-        lost_after: match pod.opens_after {
-            Some(after) if shared == 0 => u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
-            _ => 0,
-        },
+        lost_after: seconds(pod.opens_after),
         interface: pod.interface,
     }
+}
+
+/// How many seconds the kernel waits for a lost agent; 0: for ever.
+pub(super) fn seconds(opens_after: Option<Duration>) -> u32 {
+    opens_after.map_or(0, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX))
 }
 
 /// The address of a family; all zero when there is none.

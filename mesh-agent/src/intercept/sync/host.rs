@@ -12,6 +12,7 @@ use mesh_common::{LISTENERS_PER_POD, POD_ENROLLED, POD_SHARED, Pod};
 use mesh_core::model::{ConnectMode, Workload, WorkloadUid};
 
 use super::depart::SETTLE;
+use super::entry::seconds;
 use super::{EnrolError, Local, PodCgroup, PodEvent, PodNet, Refusal, Sync, discover, listen, lookups};
 use crate::intercept::host::Host;
 use crate::sys;
@@ -65,7 +66,7 @@ impl Sync {
         pod: &Local,
     ) -> Result<(), EnrolError> {
         self.open_host(host)?;
-        host.enter(&workload.uid, &pod.cgroup);
+        host.enter(&workload.uid, &pod.cgroup, seconds(pod.opens_after));
         let listens = host.listens().map_err(Refusal::Io)?;
         self.steered.follow_also(&self.maps, host.netns.cookie, &listens).map_err(Refusal::Io)?;
         let net = PodNet::on_host(workload.uid.clone(), Arc::clone(host), Arc::clone(&self.maps));
