@@ -15,11 +15,11 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::dialled::Dialled;
 use super::hbone::ShardPool;
 use super::key::PoolKey;
 use super::lease::{Lease, LeasePool, Link};
 use super::tls_io::TlsIo;
-use super::tunnel::{Dialled, Tunnel};
 use super::{ALPN_FERROMESH, ALPN_HBONE, OpenError, Protocol, Target, near};
 use crate::identify::{HandshakeFailure, ProvenPeer, Role, SvidStore, client_config};
 use crate::intercept::PodNet;
@@ -130,16 +130,14 @@ impl<C: Connect> Dialer<C> {
         })
     }
 
-    /// A tunnel to `target`: a warm one when there is one, else a new one. The far agent has not been asked for the
-    /// application yet: [`Tunnel::relay`] does.
-    pub async fn connect(self: &Rc<Self>, target: &Target) -> Result<Tunnel<C>, OpenError> {
+    /// A warm connection to the agent of `target` when there is one, else a new one.
+    pub(super) async fn warm_or_new(&self, target: &Target) -> Result<Dialled, OpenError> {
         let key = PoolKey::new(target, self.store.trust().generation);
         let warm = self.leases.borrow_mut().take(&key);
-        let dialled = match warm {
-            Some(link) => Dialled::Lease(Lease { link, key, warm: true }),
-            None => self.connect_slow(target, key).await?,
-        };
-        Ok(Tunnel { dialer: Rc::clone(self), target: target.clone(), dialled })
+        match warm {
+            Some(link) => Ok(Dialled::Lease(Lease { link, key, warm: true })),
+            None => self.connect_slow(target, key).await,
+        }
     }
 
     /// How many leases are idle on this worker.

@@ -3,6 +3,7 @@
 
 mod buf;
 mod dialer;
+mod dialled;
 pub mod hbone;
 mod key;
 pub mod lease;

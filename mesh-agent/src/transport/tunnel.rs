@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::dialer::{Connect, Dialer, PodConnect};
-use super::hbone::{self, Shard};
+use super::dialled::Dialled;
+use super::hbone;
 use super::key::PoolKey;
 use super::lease::{self, Lease};
 use super::{End, OpenError, Protocol, Refusal, Relayed, Target, Watch, near as socket};
@@ -19,16 +20,18 @@ const FRESH_TRIES: u32 = 2;
 /// A tunnel that is ready to carry one connection.
 #[derive(Debug)]
 pub struct Tunnel<C = PodConnect> {
-    pub(super) dialer: Rc<Dialer<C>>,
-    pub(super) target: Target,
-    pub(super) dialled: Dialled,
+    dialer: Rc<Dialer<C>>,
+    target: Target,
+    dialled: Dialled,
 }
 
-/// What a dial or the pools gave.
-#[derive(Debug)]
-pub(super) enum Dialled {
-    Lease(Lease),
-    Hbone(Shard),
+impl<C: Connect> Dialer<C> {
+    /// A tunnel to `target`: a warm one when there is one, else a new one. The far agent has not been asked for the
+    /// application yet: [`Tunnel::relay`] does.
+    pub async fn connect(self: &Rc<Self>, target: &Target) -> Result<Tunnel<C>, OpenError> {
+        let dialled = self.warm_or_new(target).await?;
+        Ok(Tunnel { dialer: Rc::clone(self), target: target.clone(), dialled })
+    }
 }
 
 /// What came of one try.
