@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::shop::{ECHO, NAMES, came_to_nothing, text};
-use crate::units::{HANDED, Host, answered, ask, is_answered, says_whose_it_is, ways};
+use crate::units::{HANDED, Host, SSHD, answered, ask, is_answered, says_whose_it_is, ways};
 
 /// systemd stops a unit and starts it: another cgroup of the same name.
 fn restart(unit: &Pod) -> Result<()> {
@@ -97,8 +97,35 @@ fn a_service_that_no_manifest_names_waits_a_moment_for_a_live_agent_and_never_fo
         ensure!(took < patience, "{} waited {took:?}", unit.name());
     }
     let sshd = host.mesh.world.unit(&PodSpec::new("n1", "sshd", 1))?;
-    let _sshd = peer_server(&sshd, "names", 7020, &[])?;
-    answered(&ask(&far, &sshd.at(7020))?)
+    let _sshd = peer_server(&sshd, "names", SSHD, &[])?;
+    answered(&ask(&far, &sshd.at(SSHD))?)
+}
+
+#[test]
+fn an_agent_that_has_heard_of_no_unit_yet_holds_up_nobody() -> Result<()> {
+    let mut host = Host::open("STRICT")?;
+    let (far, patience) = (host.mesh.world.login(2, "far")?, Duration::from_secs(3));
+    let _far = peer_server(&far, "names", NAMES, &[])?;
+    host.mesh.kill_controller();
+    drop(host.mesh.stop_agent(1)?);
+    fs::remove_file(host.mesh.world.files.join("agent-n1/snapshot"))?;
+    host.mesh.launch_agent(1)?;
+    // As long as the last one's sign of life counts, and a little more.
+    std::thread::sleep(Duration::from_secs(7));
+    ensure!(host.mesh.agent(1)?.running(), "{}", host.mesh.logs());
+    let fresh = host.mesh.world.unit(&PodSpec::new("n1", "fresh", 1))?;
+    let took = soon_answered(&fresh, &far.at(NAMES))?;
+    ensure!(took < patience, "waited {took:?}");
+    let sshd = host.mesh.world.unit(&PodSpec::new("n1", "sshd", 1))?;
+    let _sshd = peer_server(&sshd, "names", SSHD, &[])?;
+    answered(&ask(&far, &sshd.at(SSHD))?)?;
+    // What was enrolled is closed meanwhile.
+    let told =
+        host.login.peer(&["talk", "--to", &host.db.at(NAMES), "--half-close", "--timeout-ms", "500"])?;
+    ensure!(came_to_nothing(&told), "{told}");
+    host.mesh.start_controller()?;
+    host.mesh.agent_ready(1)?;
+    host.until(&host.api, &host.db.at(NAMES), true).map(drop)
 }
 
 /// The older sockets that the host's agent lists.

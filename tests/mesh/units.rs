@@ -22,7 +22,7 @@ use crate::shop::{ECHO, NAMES, VIP, VIP6, both_records, has, text, was_reset};
 const LOOPBACK4: u16 = 7010;
 const LOOPBACK6: u16 = 7011;
 /// Ports of those whom no manifest names, or whose namespace is not enrolled.
-const SSHD: u16 = 7020;
+pub(crate) const SSHD: u16 = 7020;
 const OWN: u16 = 7021;
 const CRON: u16 = 7022;
 /// Goes from hand to hand.
