@@ -68,7 +68,7 @@ fn helm_installs_upgrades_and_removes_the_mesh_and_leaves_only_the_custom_resour
     let install = ["install", "ferromesh-crds", &resources, "--namespace", SYSTEM, "--create-namespace"];
     cluster.helm(&install)?.success()?;
     let definitions = ours(&cluster)?;
-    ensure!(definitions.len() == 2, "{definitions:?}");
+    ensure!(definitions.len() == 3, "{definitions:?}");
 
     let told = helm(&cluster, "install", &[])?.success()?;
     ensure!(told.contains("kubectl label namespace NAME ferromesh.io/enrolled=true"), "{told}");
@@ -208,6 +208,7 @@ fn meshctl_installs_upgrades_checks_and_removes_the_mesh_and_says_what_is_to_be_
     let table = said.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for line in [
         "meshconfigs.ferromesh.io cluster yes there -",
+        "workloadentries.ferromesh.io cluster yes there -",
         "controller cluster no 0 of 2 ready kubectl -n ferromesh-system describe pods",
         "NetworkPolicy shop/web cluster weak its ingress has no port 15008 add TCP 15008",
     ] {
@@ -228,7 +229,7 @@ fn meshctl_installs_upgrades_checks_and_removes_the_mesh_and_says_what_is_to_be_
     let mut left = ours(&cluster)?;
     // Its end is the controller-manager's work.
     left.remove("namespace/ferromesh-system");
-    ensure!(left.len() == 2 && left.iter().all(|name| name.starts_with("customresource")), "{left:?}");
+    ensure!(left.len() == 3 && left.iter().all(|name| name.starts_with("customresource")), "{left:?}");
     cluster.meshctl(&["uninstall", "--wait", "1", "--crds"])?.success()?;
     Ok(())
 }
