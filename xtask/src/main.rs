@@ -62,7 +62,7 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Prints what the mesh costs, as shares of direct connections (root).
+    /// Prints what the mesh costs, as shares of direct connections, as an image ships it (root).
     Bench {
         /// Rounds of each path; the medians are printed.
         #[arg(long, default_value_t = 5)]
@@ -70,6 +70,12 @@ enum Task {
         /// Seconds of each measurement.
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
+        /// Only these paths, beside direct: `ferromesh`, `eager`, `hbone`, `haproxy`, `haproxy-in-pods`, `haproxy-mtls`.
+        #[arg(long)]
+        path: Vec<String>,
+        /// Only these measurements: `stream`, `ping-pong`, `connect`, `keep-alive`.
+        #[arg(long)]
+        measure: Vec<String>,
         /// Instead: the time in each kernel program.
         #[arg(long)]
         hooks: bool,
@@ -101,20 +107,22 @@ fn main() -> Result<()> {
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Fuzz { inputs, target } => fuzz::run(&root, inputs, target.as_deref()),
         Task::Demo { keep } => {
-            prepare(&root, packages::DEMO)?;
-            exec(&root, "demo", if keep { vec!["--keep".to_owned()] } else { Vec::new() })
+            prepare(&root, packages::DEMO, Profile::Release)?;
+            exec(&root, (Profile::Release, "demo"), if keep { vec!["--keep".to_owned()] } else { Vec::new() })
         }
-        Task::Bench { rounds, seconds, hooks, pods, services } => {
-            prepare(&root, packages::BENCH)?;
+        Task::Bench { rounds, seconds, path, measure, hooks, pods, services } => {
+            prepare(&root, packages::BENCH, Profile::Dist)?;
             if services.is_some() {
                 Steps::new().run("build a control plane", || go::KUBE.build(&root).map(drop))?;
             }
             let mut arguments =
                 vec!["--rounds".to_owned(), rounds.to_string(), "--seconds".to_owned(), seconds.to_string()];
+            arguments.extend(path.into_iter().flat_map(|path| ["--path".to_owned(), path]));
+            arguments.extend(measure.into_iter().flat_map(|measure| ["--measure".to_owned(), measure]));
             arguments.extend(hooks.then(|| "--hooks".to_owned()));
             arguments.extend(pods.iter().flat_map(|pods| ["--pods".to_owned(), pods.to_string()]));
             arguments.extend(services.iter().flat_map(|count| ["--services".to_owned(), count.to_string()]));
-            exec(&root, "bench", arguments)
+            exec(&root, (Profile::Dist, "bench"), arguments)
         }
     }
 }
@@ -134,18 +142,38 @@ fn need_root() -> Result<()> {
     Ok(())
 }
 
+/// How programs are compiled.
+#[derive(Clone, Copy)]
+enum Profile {
+    /// For tests: soon.
+    Release,
+    /// For images: well.
+    Dist,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+}
+
 /// What the demo and the bench need before they can run.
-fn prepare(root: &Path, wanted: &[packages::Needed]) -> Result<()> {
+fn prepare(root: &Path, wanted: &[packages::Needed], profile: Profile) -> Result<()> {
     need_root()?;
     let mut steps = Steps::new();
     steps.run("programs from Debian", || packages::install(wanted))?;
     steps.run("build the kernel programs", || ebpf::build(root))?;
-    steps.run("build the workspace", || cargo(root, &["build", "--release", "--workspace", "--bins"], &[]))
+    steps.run("build the workspace", || {
+        cargo(root, &["build", "--profile", profile.name(), "--workspace", "--bins"], &[])
+    })
 }
 
 /// Runs a program of the workspace and takes over its exit code.
-fn exec(root: &Path, name: &str, arguments: Vec<String>) -> Result<()> {
-    let program = tools::target_directory(root).join("release").join(name);
+fn exec(root: &Path, (profile, name): (Profile, &str), arguments: Vec<String>) -> Result<()> {
+    let program = tools::target_directory(root).join(profile.name()).join(name);
     let status = Command::new(&program)
         .args(arguments)
         .current_dir(root)

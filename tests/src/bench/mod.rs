@@ -16,52 +16,74 @@ pub use node::{hooks, memory};
 pub use path::Path;
 pub use scale::{Size, scale};
 
-/// The measurements, in the order of the table's columns; `true`: more is better.
-pub const MEASURES: [(&str, bool); 4] = [
-    ("one stream, Gbit/s", true),
-    ("ping-pong p50, µs", false),
-    ("new connections/s", true),
-    ("HTTP keep-alive x16, req/s", true),
-];
+/// What is measured over a path: a column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Measure {
+    /// One TCP connection that sends as much as it can, Gbit/s.
+    Stream,
+    /// One byte there and one back, the median in µs.
+    PingPong,
+    /// Connect, one byte, close, sixteen at a time; connections per second.
+    Connect,
+    /// HTTP requests per second over sixteen connections that are kept.
+    KeepAlive,
+}
 
-/// One path's figures of one round, in the order of [`MEASURES`].
-pub type Figures = [f64; 4];
+impl Measure {
+    /// All, in the order of the columns.
+    pub const ALL: [Self; 4] = [Self::Stream, Self::PingPong, Self::Connect, Self::KeepAlive];
+
+    /// The column's head.
+    fn head(self) -> &'static str {
+        match self {
+            Self::Stream => "one stream, Gbit/s",
+            Self::PingPong => "ping-pong p50, µs",
+            Self::Connect => "new connections/s",
+            Self::KeepAlive => "HTTP keep-alive x16, req/s",
+        }
+    }
+
+    /// A path's figure as a share of direct; less is better for a latency alone.
+    fn share(self, own: f64, direct: f64) -> f64 {
+        if self == Self::PingPong { direct / own } else { own / direct }
+    }
+}
+
+/// One path's figures of one round, in the order of the measurements that were asked for.
+pub type Figures = Vec<f64>;
 
 /// Runs all rounds and prints the table.
-pub fn run(rounds: u32, seconds: f64, paths: &[Path]) -> Result<()> {
+pub fn run(rounds: u32, seconds: f64, paths: &[Path], measures: &[Measure]) -> Result<()> {
     let mut all: BTreeMap<Path, Vec<Figures>> = BTreeMap::new();
     for round in 1..=rounds {
         for path in paths.iter().copied() {
-            let figures = path::measure(path, seconds)?;
+            let figures = path::measure(path, seconds, measures)?;
             eprintln!("round {round}/{rounds} {:<28} {}", path.name(), row(&figures));
             all.entry(path).or_default().push(figures);
         }
     }
-    print_table(&all, rounds);
+    print_table(&all, rounds, measures);
     Ok(())
 }
 
-fn row(figures: &Figures) -> String {
+fn row(figures: &[f64]) -> String {
     figures.iter().map(|figure| format!("{figure:>12.1}")).collect::<Vec<_>>().join(" ")
 }
 
-fn print_table(all: &BTreeMap<Path, Vec<Figures>>, rounds: u32) {
+fn print_table(all: &BTreeMap<Path, Vec<Figures>>, rounds: u32, measures: &[Measure]) {
     let Some(direct) = all.get(&Path::Direct).map(|rounds| medians(rounds)) else { return };
     println!(
         "\nMedians of {rounds} interleaved rounds, across two nodes; in brackets the share of direct:\n"
     );
-    let heads: Vec<&str> = MEASURES.iter().map(|(name, _)| *name).collect();
+    let heads: Vec<&str> = measures.iter().map(|measure| measure.head()).collect();
     println!("| path | {} |", heads.join(" | "));
     println!("|---|{}", "---|".repeat(heads.len()));
     for (path, rounds) in all {
         let cells: Vec<String> = medians(rounds)
             .iter()
-            .zip(direct)
-            .zip(MEASURES)
-            .map(|((own, direct), (_, more))| {
-                let share = if more { own / direct } else { direct / own };
-                format!("{own:.1} ({share:.2})")
-            })
+            .zip(&direct)
+            .zip(measures)
+            .map(|((own, direct), measure)| format!("{own:.1} ({:.2})", measure.share(*own, *direct)))
             .collect();
         println!("| {} | {} |", path.name(), cells.join(" | "));
     }
@@ -69,13 +91,13 @@ fn print_table(all: &BTreeMap<Path, Vec<Figures>>, rounds: u32) {
 
 /// The median of each measurement.
 fn medians(rounds: &[Figures]) -> Figures {
-    let mut medians = [0.0; 4];
-    for (index, median) in medians.iter_mut().enumerate() {
+    let columns = rounds.first().map_or(0, Vec::len);
+    let median = |index: usize| {
         let mut column: Vec<f64> = rounds.iter().map(|figures| figures[index]).collect();
         column.sort_by(f64::total_cmp);
-        *median = column.get(column.len() / 2).copied().unwrap_or_default();
-    }
-    medians
+        column[column.len() / 2]
+    };
+    (0..columns).map(median).collect()
 }
 
 #[cfg(test)]
@@ -84,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_median_is_taken_of_each_column() {
-        let rounds = [[1.0, 30.0, 5.0, 0.0], [3.0, 10.0, 5.0, 0.0], [2.0, 20.0, 5.0, 9.0]];
+        let rounds = [vec![1.0, 30.0, 5.0, 0.0], vec![3.0, 10.0, 5.0, 0.0], vec![2.0, 20.0, 5.0, 9.0]];
         assert_eq!(medians(&rounds), [2.0, 20.0, 5.0, 0.0]);
     }
 }

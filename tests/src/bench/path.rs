@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Figures, haproxy};
+use super::{Figures, Measure, haproxy};
 use crate::apps::{self, Nginx};
 use crate::mesh::{Mesh, Options};
 use crate::world::{Pod, PodSpec, Process, World};
@@ -21,16 +21,25 @@ pub enum Path {
     Eager,
     /// Two agents, HTTP/2 CONNECT.
     Hbone,
-    /// Two haproxy, plain TCP.
+    /// Two haproxy on the nodes, plain TCP.
     Haproxy,
-    /// Two haproxy, mutual TLS for each connection.
+    /// Two haproxy in the pods' network namespaces, where the mesh's own sockets are, plain TCP.
+    HaproxyInPods,
+    /// Two haproxy on the nodes, mutual TLS for each connection.
     HaproxyMtls,
 }
 
 impl Path {
     /// All, in the order in which a round measures them.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Ferromesh, Self::Eager, Self::Hbone, Self::Haproxy, Self::HaproxyMtls];
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Ferromesh,
+        Self::Eager,
+        Self::Hbone,
+        Self::Haproxy,
+        Self::HaproxyInPods,
+        Self::HaproxyMtls,
+    ];
 
     /// For the table.
     pub fn name(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Path {
             Self::Eager => "mesh, ferromesh/1, eager",
             Self::Hbone => "mesh, HBONE",
             Self::Haproxy => "two haproxy, plain",
+            Self::HaproxyInPods => "two haproxy, plain, in pods",
             Self::HaproxyMtls => "two haproxy, mTLS each",
         }
     }
@@ -60,7 +70,7 @@ struct Ends {
 }
 
 /// Makes the path, measures, and removes it.
-pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
+pub(super) fn measure(path: Path, seconds: f64, measures: &[Measure]) -> Result<Figures> {
     match path {
         Path::Ferromesh | Path::Eager | Path::Hbone => {
             let transport = if path == Path::Hbone { "hbone" } else { "auto" };
@@ -77,7 +87,7 @@ pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
             mesh.enrolled(&[&client, &server])?;
             let to = server.v4.to_string();
             let ends = ends(client, &server, to)?;
-            let figures = figures(&ends, seconds)?;
+            let figures = figures(&ends, seconds, measures)?;
             // What was measured is what was meant.
             let tunnelled = mesh.access_log(1).0.len();
             if tunnelled == 0 {
@@ -85,18 +95,16 @@ pub(super) fn measure(path: Path, seconds: f64) -> Result<Figures> {
             }
             Ok(figures)
         }
-        Path::Direct | Path::Haproxy | Path::HaproxyMtls => {
+        Path::Direct | Path::Haproxy | Path::HaproxyInPods | Path::HaproxyMtls => {
             let world = World::new()?;
             let client = world.pod(&PodSpec::new("bench", "client", 1))?;
             let server = world.pod(&PodSpec::new("bench", "server", 2))?;
             let (to, proxies) = match path {
-                Path::Direct => (server.v4.to_string(), Vec::new()),
-                _ => {
-                    let proxies = haproxy::start(&world, &server, path == Path::HaproxyMtls)?;
-                    (world.node(1).v4.to_string(), proxies)
-                }
+                Path::Direct => (server.v4, Vec::new()),
+                Path::HaproxyInPods => haproxy::start_in_pods(&world, &client, &server)?,
+                _ => haproxy::start(&world, &server, path == Path::HaproxyMtls)?,
             };
-            let figures = figures(&ends(client, &server, to)?, seconds);
+            let figures = figures(&ends(client, &server, to.to_string())?, seconds, measures);
             drop(proxies);
             figures
         }
@@ -112,7 +120,7 @@ fn ends(client: Pod, server: &Pod, to: String) -> Result<Ends> {
     Ok(Ends { client, to, _servers: servers, _nginx: nginx })
 }
 
-fn figures(ends: &Ends, seconds: f64) -> Result<Figures> {
+fn figures(ends: &Ends, seconds: f64, measures: &[Measure]) -> Result<Figures> {
     let time = seconds.to_string();
     let at = |port: u16| format!("{}:{port}", ends.to);
     let peer = |task: &str, port: u16, field: &str| -> Result<f64> {
@@ -128,12 +136,13 @@ fn figures(ends: &Ends, seconds: f64) -> Result<Figures> {
     if warm["count"].as_u64().unwrap_or_default() == 0 {
         bail!("the path does not work: {warm}");
     }
-    Ok([
-        peer("bulk", SINK, "gbit_s")?,
-        peer("pingpong", ECHO, "p50_us")?,
-        peer("rate", ONCE, "per_second")?,
-        http(&ends.client, &at(HTTP), seconds)?,
-    ])
+    let figure = |measure: &Measure| match measure {
+        Measure::Stream => peer("bulk", SINK, "gbit_s"),
+        Measure::PingPong => peer("pingpong", ECHO, "p50_us"),
+        Measure::Connect => peer("rate", ONCE, "per_second"),
+        Measure::KeepAlive => http(&ends.client, &at(HTTP), seconds),
+    };
+    measures.iter().map(figure).collect()
 }
 
 /// wrk, 16 connections that are kept.

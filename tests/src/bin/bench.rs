@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: prints what the mesh costs, as shares of direct connections and beside two haproxy.
 
 use clap::Parser;
-use mesh_tests::bench::{Path, Size, hooks, memory, run, scale};
+use mesh_tests::bench::{Measure, Path, Size, hooks, memory, run, scale};
 
 /// Measures each path between two nodes in interleaved rounds.
 #[derive(Parser)]
@@ -15,6 +15,9 @@ struct Arguments {
     /// Only these paths (and direct).
     #[arg(long)]
     path: Vec<Path>,
+    /// Only these measurements.
+    #[arg(long)]
+    measure: Vec<Measure>,
     /// Instead: the time in each kernel program.
     #[arg(long)]
     hooks: bool,
@@ -50,5 +53,6 @@ fn main() -> anyhow::Result<()> {
     let wanted =
         |path: &Path| arguments.path.is_empty() || *path == Path::Direct || arguments.path.contains(path);
     let paths: Vec<Path> = Path::ALL.into_iter().filter(wanted).collect();
-    run(arguments.rounds, arguments.seconds, &paths)
+    let measures = if arguments.measure.is_empty() { Measure::ALL.to_vec() } else { arguments.measure };
+    run(arguments.rounds, arguments.seconds, &paths, &measures)
 }
