@@ -7,12 +7,13 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use mesh_core::model::WorkloadUid;
+use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::task::{AbortHandle, spawn_local};
 
 use super::accept_loop;
 use super::accepting::Accepting;
@@ -39,15 +40,25 @@ pub(super) fn spawn(
     fleet: Arc<Fleet>,
     inbox: UnboundedReceiver<Order>,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let local = LocalSet::new();
-        local.block_on(&runtime, async move {
+    let (made, outcome) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let built =
+            tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let (runtime, told) = match built {
+            Ok(runtime) => (Some(runtime), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // Who started the thread waits for this.
+        let _heard = made.send(told);
+        let Some(runtime) = runtime else { return };
+        runtime.block_on(async move {
             let worker = Rc::new(Worker::new(index, ctx, fleet));
             worker.place.carrier.follow_policy();
             worker.follow(inbox).await;
         });
-    })
+    })?;
+    outcome.recv().map_err(io::Error::other)??;
+    Ok(thread)
 }
 
 impl Worker {
