@@ -9,6 +9,7 @@ mod key;
 pub mod lease;
 pub mod near;
 pub mod plain;
+mod seldom;
 mod serve;
 mod tls_io;
 mod tunnel;

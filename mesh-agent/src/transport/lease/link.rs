@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::ended::Ended;
 use super::frame::{Decoder, Frame, encode};
 use crate::identify::ProvenPeer;
 use crate::transport::near;
@@ -20,6 +21,8 @@ pub(in crate::transport) struct Link {
     pub(super) decoder: Decoder,
     /// Who is at the other end.
     pub(super) peer: Rc<ProvenPeer>,
+    /// When it is that no longer.
+    pub(super) ended: Ended,
     /// The far side has not said yet that it delivered everything of the last connection.
     pub(super) awaiting_done: bool,
     /// The far side will take no further OPEN.
@@ -46,6 +49,7 @@ impl Link {
             tcp: io.tcp,
             tls: io.tls,
             decoder: Decoder::default(),
+            ended: Ended::of(Rc::clone(&peer)),
             peer,
             awaiting_done: false,
             draining: false,

@@ -3,6 +3,7 @@
 
 mod client;
 mod deliver;
+mod ended;
 mod finish;
 mod flow;
 pub mod frame;

@@ -47,6 +47,7 @@ impl LeasePool {
             return link.close();
         }
         link.idle_since = Instant::now();
+        link.ended.rest();
         let stack = self.idle.entry(key).or_default();
         stack.push(link);
         self.held += 1;

@@ -17,6 +17,7 @@ use super::flow::{Flow, Role};
 use super::link::Link;
 use crate::authorize::CutReason;
 use crate::transport::dialer::SILENCE;
+use crate::transport::seldom::Seldom;
 use crate::transport::{Open, Watch};
 
 /// Which end of the tunnel this is, and what the connection begins with.
@@ -51,7 +52,7 @@ pub(super) async fn run(
     Watch { cut, meter }: &mut Watch,
     doubt: impl Future<Output = String>,
 ) -> Ran {
-    let Link { tcp, tls, decoder, draining, peer, .. } = link;
+    let Link { tcp, tls, decoder, draining, ended, .. } = link;
     let (role, replay) = match begin {
         Begin::Open(open, replay) => (Role::Dialler(Some(open)), BytesMut::from(replay)),
         Begin::Answered => (Role::Dialler(None), BytesMut::new()),
@@ -60,32 +61,36 @@ pub(super) async fn run(
     let mut flow = Flow::new(tcp, tls, decoder, near, role, replay);
     let finish = {
         let mut cut = pin!(cut.wait());
-        let mut ended = pin!(peer.ended());
         let mut near_alarm = pin!(near.ready(Interest::ERROR));
         let mut tunnel_alarm = pin!(tcp.ready(Interest::ERROR));
         let mut silence = pin!(tokio::time::sleep(SILENCE));
-        let (mut doubt, mut doubted) = (pin!(doubt), None);
+        let mut doubt = pin!(doubt);
+        // Only an OPEN that is under way can be doubted.
+        let mut doubted = (!flow.opening).then_some(false);
+        let seldom = Seldom::new();
         poll_fn(|cx| {
-            if let Poll::Ready(reason) = cut.as_mut().poll(cx) {
-                return Poll::Ready(Finish::Cut(reason));
-            }
-            if ended.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
-            }
-            // A finished future is not polled again.
-            flow.near_failed = flow.near_failed || near_alarm.as_mut().poll(cx).is_ready();
-            flow.tunnel_failed = flow.tunnel_failed || tunnel_alarm.as_mut().poll(cx).is_ready();
-            if doubted.is_none() && silence.as_mut().poll(cx).is_ready() {
-                doubted = Some(flow.is_unanswered());
-            }
-            if doubted == Some(true)
-                && let Poll::Ready(text) = doubt.as_mut().poll(cx)
-            {
-                // The answer may have come meanwhile.
-                doubted = Some(false);
-                if flow.is_unanswered() {
-                    return Poll::Ready(Finish::Lost(text));
+            if let Some(mut due) = seldom.due(cx) {
+                if let Poll::Ready(reason) = cut.as_mut().poll(&mut due) {
+                    return Poll::Ready(Finish::Cut(reason));
                 }
+                // A finished future is not polled again.
+                flow.near_failed = flow.near_failed || near_alarm.as_mut().poll(&mut due).is_ready();
+                flow.tunnel_failed = flow.tunnel_failed || tunnel_alarm.as_mut().poll(&mut due).is_ready();
+                if doubted.is_none() && silence.as_mut().poll(&mut due).is_ready() {
+                    doubted = Some(flow.is_unanswered());
+                }
+                if doubted == Some(true)
+                    && let Poll::Ready(text) = doubt.as_mut().poll(&mut due)
+                {
+                    // The answer may have come meanwhile.
+                    doubted = Some(false);
+                    if flow.is_unanswered() {
+                        return Poll::Ready(Finish::Lost(text));
+                    }
+                }
+            }
+            if ended.poll(cx).is_ready() {
+                return Poll::Ready(Finish::Cut(CutReason::IdentityEnded));
             }
             let polled = flow.poll(cx);
             if !flow.opening {

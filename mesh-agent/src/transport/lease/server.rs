@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::frame::{Frame, is_reset};
 use super::link::{Control, Link};
 use super::relay::{Begin, run};
 use crate::identify::ProvenPeer;
+use crate::transport::seldom::Seldom;
 use crate::transport::{
     AcceptorSettings, Admit, Admitted, Drain, End, Open, Protocol, Refusal, Relayed, ServeError, near,
 };
@@ -34,14 +36,20 @@ pub(in crate::transport) async fn serve<H: Admit>(
     mut drain: Drain,
     settings: &AcceptorSettings,
 ) -> Result<(), ServeError> {
+    let (mut draining, seldom) = (pin!(drain.wait()), Seldom::new());
     loop {
-        let next = tokio::select! {
-            biased;
-            () = drain.wait() => Next::Drain,
-            frame = poll_fn(|cx| link.poll_frame(cx)) => Next::Frame(frame),
-            _ = peer.ended() => Next::Drain,
-        };
-        let open = match next {
+        let next = poll_fn(|cx| {
+            if let Some(mut due) = seldom.due(cx)
+                && draining.as_mut().poll(&mut due).is_ready()
+            {
+                return Poll::Ready(Next::Drain);
+            }
+            if let Poll::Ready(frame) = link.poll_frame(cx) {
+                return Poll::Ready(Next::Frame(frame));
+            }
+            link.ended.poll(cx).map(|()| Next::Drain)
+        });
+        let open = match next.await {
             Next::Frame(Ok(Some(Control::Open(open)))) => open,
             Next::Frame(Ok(None)) => {
                 link.close();
