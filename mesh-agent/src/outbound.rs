@@ -7,6 +7,7 @@ mod released;
 mod verdict;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -105,9 +106,11 @@ async fn once(
     record: &mut Record,
 ) -> Attempt {
     if let Some(host) = on_host::host_of(pod, ends.1.ip()) {
-        return on_host::once(carrier, host, (near, ends), pod, record).await;
+        // Boxed, as what is rare: it would make the memory of every connection larger.
+        return Box::pin(on_host::once(carrier, host, (near, ends), pod, record)).await;
     }
-    match near.while_waiting(plan(carrier, ends, Arc::clone(pod), record)).await {
+    let planned = near.while_waiting(pin!(plan(carrier, ends, Arc::clone(pod), record))).await;
+    match planned {
         Some(Ok(plan)) => carry(carrier, &plan, near, record).await,
         Some(Err(failure)) => Attempt::Hopeless(near, failure),
         None => Attempt::Over(Outcome::gave_up()),
@@ -170,7 +173,7 @@ async fn attempt(
     let facts = &mut record.facts;
     facts.endpoint = Some(candidate.address);
     let behind =
-        near.while_waiting(route::enrolled_behind(carrier.ctx.known(), &plan.routed, candidate)).await;
+        near.while_waiting(pin!(route::enrolled_behind(carrier.ctx.known(), &plan.routed, candidate))).await;
     let behind = match behind {
         Some(Ok(behind)) => behind,
         Some(Err(error)) => return Attempt::Elsewhere(near, Failure::from(&error)),
@@ -207,7 +210,7 @@ async fn tunnel(
     record: &mut Record,
 ) -> Attempt {
     record.facts.protocol = None;
-    let svid = match near.while_waiting(carrier.ctx.svid(plan.source.identity())).await {
+    let svid = match near.while_waiting(pin!(carrier.ctx.svid(plan.source.identity()))).await {
         Some(Some(svid)) => svid,
         Some(None) => {
             return Attempt::Hopeless(
@@ -221,7 +224,7 @@ async fn tunnel(
     let open = Open { destination: endpoint.address, client: plan.client };
     let target =
         Target { source_pod: Arc::clone(&plan.pod.net), svid, workload, open, patience: endpoint.patience };
-    let tunnel = match near.while_waiting(carrier.dialer.connect(&target)).await {
+    let tunnel = match near.while_waiting(pin!(carrier.dialer.connect(&target))).await {
         Some(Ok(tunnel)) => tunnel,
         Some(Err(error)) => return open_failed(carrier, near, &error),
         None => return Attempt::Over(Outcome::gave_up()),
@@ -301,7 +304,7 @@ async fn plain(
 ) -> Attempt {
     record.facts.protocol = Some(Protocol::Plain);
     let dial = tokio::time::timeout(endpoint.patience, plan.pod.net.dial(endpoint.address));
-    let far = match near.while_waiting(dial).await {
+    let far = match near.while_waiting(pin!(dial)).await {
         Some(Ok(Ok(far))) => far,
         Some(Ok(Err(error))) => return Attempt::Elsewhere(near, Failure::dial(&error)),
         Some(Err(_)) => return Attempt::Elsewhere(near, Failure::passing(Outcome::dial_timeout())),

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -40,8 +41,9 @@ pub(super) struct Failure {
 }
 
 impl Near {
-    /// Does `work` for as long as the client waits; `None`: it waits no longer.
-    pub(super) async fn while_waiting<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    /// Does `work` for as long as the client waits; `None`: it waits no longer. Pinned by the caller, so that a connection's
+    /// memory holds it once.
+    pub(super) async fn while_waiting<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         match self {
             // A reset of an accepted client is found when its bytes are carried.
             Self::Accepted { .. } => Some(work.await),

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,7 +73,7 @@ pub(super) async fn once(
     record.facts.endpoint = Some(dialled);
     record.facts.protocol = Some(Protocol::Plain);
     let within = Within { carrier, host, pod, source, client, dialled };
-    let far = match near.while_waiting(within.far(record)).await {
+    let far = match near.while_waiting(pin!(within.far(record))).await {
         Some(Ok(far)) => far,
         Some(Err(failure)) => return Attempt::Hopeless(near, failure),
         None => return Attempt::Over(Outcome::gave_up()),

@@ -104,7 +104,7 @@ pub(super) fn silence(limit: Duration) -> Duration {
 /// How often idle tunnels are looked at.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Dials tunnels and keeps them warm; one for each worker thread, inside its `LocalSet`.
+/// Dials tunnels and keeps them warm; one for each worker thread, inside its runtime.
 #[derive(Debug)]
 pub struct Dialer<C = PodConnect> {
     store: Arc<SvidStore>,
@@ -136,7 +136,8 @@ impl<C: Connect> Dialer<C> {
         let warm = self.leases.borrow_mut().take(&key);
         match warm {
             Some(link) => Ok(Dialled::Lease(Lease { link, key, warm: true })),
-            None => self.connect_slow(target, key).await,
+            // Boxed, as what is rare: a handshake would make the memory of every connection larger.
+            None => Box::pin(self.connect_slow(target, key)).await,
         }
     }
 

@@ -143,7 +143,7 @@ impl Acceptor {
         let (io, peer, hbone) = self.handshake(io, svid, address).await.map_err(failed)?;
         handler.proven();
         if hbone {
-            hbone::serve(io, peer, handler, drain, &self.settings).await
+            Box::pin(hbone::serve(io, peer, handler, drain, &self.settings)).await
         } else {
             let link = Link::new(io, Rc::clone(&peer));
             lease::serve(link, &peer, &*handler, drain, &self.settings).await

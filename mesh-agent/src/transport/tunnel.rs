@@ -152,7 +152,7 @@ impl<C: Connect> Tunnel<C> {
                     key
                 }
             };
-            dialled = dialer.dial(&target, key).await.map_err(NotOpened::Dial)?;
+            dialled = Box::pin(dialer.dial(&target, key)).await.map_err(NotOpened::Dial)?;
         }
     }
 
@@ -211,7 +211,7 @@ impl<C: Connect> Tunnel<C> {
             };
             tracing::debug!(error = %text, "a tunnel had died unread; dialling a fresh one");
             dialled = tokio::select! {
-                fresh = dialer.dial(&target, key) => match fresh {
+                fresh = Box::pin(dialer.dial(&target, key)) => match fresh {
                     Ok(fresh) => fresh,
                     Err(error) => return ended(near, &replay, End::TunnelLost(error.to_string())),
                 },

@@ -97,7 +97,7 @@ async fn ask(link: &mut Link, open: Open) -> io::Result<Option<Control>> {
 /// Resolves when the far agent stayed silent and cannot be dialled any more.
 async fn silent<C: Connect>(dialer: &Dialer<C>, target: &Target) -> String {
     tokio::time::sleep(silence(target.patience)).await;
-    dialer.unreachable(target, target.patience).await
+    Box::pin(dialer.unreachable(target, target.patience)).await
 }
 
 async fn go<C: Connect>(
@@ -108,7 +108,8 @@ async fn go<C: Connect>(
     watch: &mut Watch,
 ) -> Attempt {
     let Lease { mut link, key, warm } = lease;
-    let ran = run(&mut link, &near, begin, watch, dialer.unreachable(target, Duration::MAX)).await;
+    let doubt = async { Box::pin(dialer.unreachable(target, Duration::MAX)).await };
+    let ran = run(&mut link, &near, begin, watch, doubt).await;
     let (from_near, to_near) = (ran.from_near, ran.to_near);
     let end = match ran.finish {
         Finish::Clean => {
