@@ -80,13 +80,18 @@ struct Fields<'a> {
     first: bool,
 }
 
+/// Without the mark of a raw identifier.
+fn raw_name(name: &str) -> &str {
+    name.strip_prefix("r#").unwrap_or(name)
+}
+
 impl Fields<'_> {
     fn key(&mut self, field: &Field) -> &mut String {
         let line = &mut self.scratch.line;
         line.push_str(if self.first { "\"" } else { ",\"" });
         self.first = false;
         // Names of fields are identifiers of the source: nothing in them needs an escape.
-        line.push_str(field.name().trim_start_matches("r#"));
+        line.push_str(raw_name(field.name()));
         line.push_str("\":");
         line
     }
