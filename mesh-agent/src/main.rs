@@ -10,6 +10,10 @@ use mesh_agent::observe::{JsonLines, LogWriter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
+/// Buffers and connections come and go on every worker: what one frees, another often needs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Threads of the control plane; the data plane has its own.
 const CONTROL_THREADS: usize = 2;
 
