@@ -26,7 +26,7 @@ impl Flow<'_> {
         if self.out.is_some() || self.near_broken {
             return Ok(moved);
         }
-        if !self.fin_received {
+        if !self.fin_received && !self.tunnel_quiet {
             let mut buf = Buf::take();
             let end = self.gather(&mut buf, cx);
             if !buf.is_empty() {
@@ -77,7 +77,10 @@ impl Flow<'_> {
         let mut moved = false;
         while !self.fin_received && buf.spare().len() >= RECORD_BYTES {
             match self.tls.poll_fill(self.tcp, cx) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.tunnel_quiet = true;
+                    break;
+                }
                 Poll::Ready(Ok(0)) => return Err(self.gone("the far agent closed the tunnel".into())),
                 Poll::Ready(Err(error)) => return Err(self.gone(lost(&error))),
                 Poll::Ready(Ok(_)) => {

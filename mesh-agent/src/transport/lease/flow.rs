@@ -58,6 +58,10 @@ pub(super) struct Flow<'a> {
     pub(super) delivered_at_fin: Option<u64>,
     done_sent: bool,
     reset_sent: bool,
+    /// In this turn of the task a read has found nothing more: it wakes the task, and need not be asked again.
+    near_quiet: bool,
+    /// The same of the tunnel.
+    pub(super) tunnel_quiet: bool,
     /// A read of the near socket failed; what it had brought goes first.
     near_unreadable: bool,
     /// A write to the near socket failed: what it had sent is carried, then it counts as reset.
@@ -110,6 +114,8 @@ impl<'a> Flow<'a> {
             delivered_at_fin: None,
             done_sent: false,
             reset_sent: false,
+            near_quiet: false,
+            tunnel_quiet: false,
             near_unreadable: false,
             near_broken: false,
             tunnel_broken: None,
@@ -122,6 +128,7 @@ impl<'a> Flow<'a> {
 
     /// Drives both directions as far as they go.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Finish> {
+        (self.near_quiet, self.tunnel_quiet) = (false, false);
         for _ in 0..ROUNDS {
             let moved = match self.round(cx) {
                 Ok(moved) => moved,
@@ -230,7 +237,7 @@ impl<'a> Flow<'a> {
             return Err(Finish::NearReset);
         }
         let room = if self.opening { REPLAY_BYTES.saturating_sub(self.replay.len()) } else { READ_BYTES };
-        if !self.fin_sent && room > 0 {
+        if !self.fin_sent && room > 0 && !self.near_quiet {
             let mut buf = Buf::take();
             let eof = self.read_near(&mut buf, room.min(READ_BYTES), cx);
             if eof && self.near_broken {
@@ -260,7 +267,10 @@ impl<'a> Flow<'a> {
         while buf.filled().len() < room {
             let left = room - buf.filled().len();
             match near::poll_recv(self.near, cx, &mut buf.spare()[..left]) {
-                Poll::Pending => return false,
+                Poll::Pending => {
+                    self.near_quiet = true;
+                    return false;
+                }
                 Poll::Ready(Ok(0)) => return true,
                 Poll::Ready(Ok(n)) => buf.commit(n),
                 Poll::Ready(Err(_)) => {
