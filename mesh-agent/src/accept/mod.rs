@@ -90,19 +90,13 @@ pub fn is_application(pod: &PodNet, dst: SocketAddr) -> bool {
     pod.addresses.contains(&ip) && !ip.is_loopback() && dst.port() != 0 && !ours.contains(&dst.port())
 }
 
-/// From a host's listener on 15006: which of its units it is for is asked of the kernel.
-pub fn inbound_on_host(io: &TcpStream, host: &Host) -> Result<WorkloadUid, AcceptError> {
+/// From a host's listener on 15006: which of its units it is for, which is asked of the kernel, and what was dialled.
+pub fn inbound_on_host(io: &TcpStream, host: &Host) -> Result<(WorkloadUid, SocketAddr), AcceptError> {
     let dst = canonical(io.local_addr()?);
     match host.owner(dst)? {
-        Owner::Unit(uid) => Ok(uid),
+        Owner::Unit(uid) => Ok((uid, dst)),
         Owner::Other | Owner::Several | Owner::Nobody => Err(AcceptError::NotAnApplication { dst }),
     }
-}
-
-/// [`inbound_plain`], for the unit that has the port.
-pub fn for_unit(io: TcpStream, client: SocketAddr, pod: Arc<PodNet>) -> Result<Accepted, AcceptError> {
-    let dst = canonical(io.local_addr()?);
-    Ok(Accepted { io, client: canonical(client), orig_dst: dst, pod })
 }
 
 /// Closes with RST: the client learns that it failed, not that it was served.

@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 
 use super::descriptors::Descriptors;
 use super::fleet::{Busy, Fleet, Handed, Order, Port};
-use crate::accept::{self, AcceptError};
+use crate::accept::{self, AcceptError, Accepted};
 use crate::carrier::{Carrier, PodSlot, PodState};
 use crate::intercept::Held;
 use crate::observe::AcceptFailure;
@@ -74,24 +74,26 @@ impl Place {
     /// A connection to one of a host's units.
     async fn carry_to_unit(&self, stream: TcpStream, peer: SocketAddr, place: &PodState) {
         let Some(host) = place.net.host() else { return accept::reset(stream) };
-        let unit = match accept::inbound_on_host(&stream, host) {
-            Ok(uid) => self.carrier.neighbours.get(&uid),
+        let found = accept::inbound_on_host(&stream, host).and_then(|(uid, dst)| {
+            let unit = self.carrier.neighbours.get(&uid);
+            // It left just now.
+            unit.map(|unit| (unit, dst)).ok_or(AcceptError::NotAnApplication { dst })
+        });
+        let (unit, orig_dst) = match found {
+            Ok(found) => found,
             Err(error) => {
                 accept::reset(stream);
                 return self.not_accepted(&error);
             }
         };
-        // It left just now.
-        let Some(unit) = unit else { return accept::reset(stream) };
         if unit.is_full() {
             self.carrier.ctx.metrics.accept_failed(AcceptFailure::PodLimit);
             return accept::reset(stream);
         }
         let _slot = unit.enter();
-        match accept::for_unit(stream, peer, Arc::clone(&unit.net)) {
-            Ok(accepted) => inbound::serve_plain(&self.carrier, accepted, unit).await,
-            Err(error) => self.not_accepted(&error),
-        }
+        let (client, pod) = (accept::canonical(peer), Arc::clone(&unit.net));
+        let accepted = Accepted { io: stream, client, orig_dst, pod };
+        inbound::serve_plain(&self.carrier, accepted, unit).await;
     }
 
     fn not_accepted(&self, error: &AcceptError) {

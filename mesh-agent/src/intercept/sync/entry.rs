@@ -1,9 +1,9 @@
 //! What the kernel is told of a pod. In: a pod of this node, and its network namespace. Out: its `PODS` entry.
 
-use mesh_common::{Addr, POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, POD_SHARED, Pod};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use mesh_common::{Addr, POD_ENROLLED, POD_HONEST, POD_JOINED, POD_PORTS_KNOWN, POD_SHARED, Pod};
 use mesh_core::model::{ConnectMode, Workload};
 
 use super::{Local, NetNs};
