@@ -142,13 +142,13 @@ fn is_special(byte: u8) -> bool {
 /// Appends `text` as a JSON string (RFC 8259, section 7).
 fn quote(line: &mut String, text: &str) {
     line.push('"');
-    let mut rest = text;
-    // Nearly every text is plain: looked at as a whole, sixteen bytes at a time.
+    // Nearly every text is plain. Looked at without an early end, which lets the compiler take many bytes at once.
     if !text.bytes().fold(false, |any, byte| any | is_special(byte)) {
         line.push_str(text);
         line.push('"');
         return;
     }
+    let mut rest = text;
     while let Some(at) = rest.bytes().position(is_special) {
         let (plain, special) = rest.split_at(at);
         line.push_str(plain);
